@@ -1,0 +1,79 @@
+"""The batch that every architecture consumes.
+
+Shape legend, used in names across the project (`x_BLD`, `q_BNLH`):
+    B  rows in a batch            L  positions in a row (the sequence length)
+    D  hidden size                F  feed-forward size        V  vocabulary size
+    N  attention heads            H  size of one head         R  hashing rounds
+    C  chunks in a row            K  positions in one chunk
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+IGNORE_INDEX = -100
+"""Label of a position where nothing is predicted."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed rows, ready for a model.
+
+    Attributes:
+        input_ids: (B, L) token ids.
+        labels: (B, L) what position t has to predict, already shifted for causal objectives;
+            `IGNORE_INDEX` where nothing is predicted.
+        segment_ids: (B, L) 0 for padding, 1.. for the number of the document in its row.
+        position_ids: (B, L) position of the token inside its document.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    segment_ids: torch.Tensor
+    position_ids: torch.Tensor
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The fields by name, as keyword arguments of a model's `forward`."""
+        return {
+            "input_ids": self.input_ids,
+            "labels": self.labels,
+            "segment_ids": self.segment_ids,
+            "position_ids": self.position_ids,
+        }
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(**{k: v.to(device, non_blocking=True) for k, v in self.tensors().items()})
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Rows `start:stop` of the batch, without a copy."""
+        return Batch(**{k: v[start:stop] for k, v in self.tensors().items()})
+
+    @property
+    def num_predicted(self) -> torch.Tensor:
+        """How many positions are predicted (int64 scalar)."""
+        return (self.labels != IGNORE_INDEX).sum()
+
+    @property
+    def padding_share(self) -> float:
+        return float((self.segment_ids == 0).float().mean())
+
+
+def positions_from_segments(segment_ids: torch.Tensor) -> torch.Tensor:
+    """Positions that restart at 0 with every document.
+
+    Padding continues the count of the document before it, so that a padded document has the
+    positions it would have alone.
+
+    Args:
+        segment_ids: (B, L) document numbers, 0 for padding.
+
+    Returns:
+        (B, L) int64 positions.
+    """
+    index_L = torch.arange(segment_ids.shape[1], device=segment_ids.device)
+    starts = torch.ones_like(segment_ids, dtype=torch.bool)
+    starts[:, 1:] = (segment_ids[:, 1:] != segment_ids[:, :-1]) & (segment_ids[:, 1:] != 0)
+    start_of = torch.where(starts, index_L, 0).cummax(dim=1).values
+    return index_L - start_of

@@ -1,0 +1,9 @@
+"""What the exit status of `lsp` means; launchers decide by it."""
+
+DONE = 0
+BUG = 1
+USER_ERROR = 2
+DIVERGED = 3
+"""Too many non-finite steps in a row: restarting would only repeat it."""
+INTERRUPTED = 75
+"""A signal arrived; the step was finished and saved. Requeue and run the same command again."""

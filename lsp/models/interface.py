@@ -1,0 +1,82 @@
+"""What the trainer, the exporter and the certificates need of a model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class LanguageModel(nn.Module, ABC):
+    """A model that answers with the *sum* of its loss and the *count* of predicted positions.
+
+    Models are written for one device. Nothing here knows of ranks, sharding or Hydra.
+    """
+
+    config: Any
+
+    @abstractmethod
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor,
+        segment_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss of a batch.
+
+        Args:
+            input_ids: (B, L) token ids.
+            labels: (B, L) what each position predicts (already shifted), -100 for nothing.
+            segment_ids: (B, L) document numbers, 0 for padding; None for one document per row.
+            position_ids: (B, L) positions; None for 0..L-1.
+
+        Returns:
+            The cross-entropy in nats summed over predicted positions (fp32 scalar), and their
+            number (int64 scalar).
+        """
+
+    @abstractmethod
+    def logits(
+        self,
+        input_ids: torch.Tensor,
+        segment_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Scores of the next (causal) or the same (masked) token: (B, L, V)."""
+
+    @abstractmethod
+    def flops_per_token(self, sequence_length: int) -> float:
+        """Floating-point operations of one training step per token, without recomputation.
+
+        Multiply and add count as two; the backward pass counts twice the forward. The convention
+        is that of PaLM (2204.02311, appendix B), so that model FLOPs utilisation is comparable.
+        """
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One row of the registry.
+
+    Attributes:
+        name: Value of `architecture=`, which is also the published `model_type`.
+        config_class: Dataclass with the field names of the published `config.json`.
+        build: Makes the model from its config, with fresh weights.
+        objectives: Names of the objectives it can be trained with.
+        length_multiple: Given a config, the number every sequence length must be a multiple of.
+        resolve: Completes a config from what the run knows (vocabulary, special ids, sequence
+            length, objective) and refuses what cannot work, naming the lengths that would.
+        segments: Whether attention honours `segment_ids`.
+    """
+
+    name: str
+    config_class: type
+    build: Callable[[Any], LanguageModel]
+    objectives: tuple[str, ...]
+    length_multiple: Callable[[Any], int]
+    resolve: Callable[..., Any]
+    segments: bool = True
