@@ -6,14 +6,17 @@ import os
 
 
 def rank() -> int:
+    """Number of this process among all."""
     return int(os.environ.get("RANK", "0"))
 
 
 def local_rank() -> int:
+    """Number of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def world_size() -> int:
+    """How many processes the launcher started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 

@@ -1,0 +1,1 @@
+"""Packed shards -> batches: order, cursor, objectives."""

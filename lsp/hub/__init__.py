@@ -1,0 +1,1 @@
+"""Published formats: export, import, model card."""

@@ -1,0 +1,1 @@
+"""Processes, sharding and arithmetic: the only place beside checkpointing that knows DeepSpeed."""

@@ -1,0 +1,1 @@
+"""Where metrics go: JSONL always, wandb or TensorBoard when asked."""

@@ -1,0 +1,137 @@
+"""Writing so that a file or folder is whole or absent, whatever happens in between."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+MANIFEST = "manifest.json"
+SHARD_BYTES = 4 * 2**30
+
+
+class IncompleteError(Exception):
+    """A folder is not what its manifest says; the message names the first difference."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file in one step."""
+    aside = path.with_name(f".{path.name}.aside")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    _sync_directory(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces a JSON file in one step; floats keep their full precision."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def write_tensors(
+    folder: Path, stem: str, tensors: Iterable[tuple[str, torch.Tensor]], *, write: bool
+) -> None:
+    """Streams named tensors into `<stem>-00001.safetensors`, …, a few gigabytes each.
+
+    Args:
+        folder: Where the files go.
+        stem: First part of their names.
+        tensors: Consumed to the end on every process, because each item may take a collective.
+        write: Whether this process writes; the others only take part.
+    """
+    shard: dict[str, torch.Tensor] = {}
+    size, number = 0, 1
+    for name, tensor in tensors:
+        if not write:
+            continue
+        bytes_here = tensor.numel() * tensor.element_size()
+        if shard and size + bytes_here > SHARD_BYTES:
+            save_file(shard, folder / f"{stem}-{number:05d}.safetensors")
+            shard, size, number = {}, 0, number + 1
+        # A copy, so that tied or viewed memory becomes an independent, contiguous tensor.
+        shard[name] = tensor.to("cpu", copy=True).contiguous()
+        size += bytes_here
+    if write:
+        save_file(shard, folder / f"{stem}-{number:05d}.safetensors")
+
+
+def read_tensors(folder: Path, stem: str) -> dict[str, torch.Tensor]:
+    """What `write_tensors` wrote."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob(f"{stem}-*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                tensors[name] = file.get_tensor(name)
+    return tensors
+
+
+def seal(folder: Path) -> None:
+    """Writes the manifest of a finished folder: sizes and checksums, after all else is on disk."""
+    entries = {}
+    for path in _content(folder):
+        entries[path.relative_to(folder).as_posix()] = {
+            "bytes": path.stat().st_size,
+            "blake2b": _checksum(path),
+        }
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    write_json(folder / MANIFEST, {"format": 1, "files": entries})
+
+
+def verify(folder: Path) -> None:
+    """Compares a folder with its manifest.
+
+    Raises:
+        IncompleteError: If a file is missing, or differs in size or content.
+    """
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IncompleteError(f"{MANIFEST} is missing or unreadable") from error
+    for name, entry in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise IncompleteError(f"{name} is missing")
+        if path.stat().st_size != entry["bytes"]:
+            raise IncompleteError(
+                f"{name} has {path.stat().st_size} bytes, not the {entry['bytes']} written"
+            )
+        if _checksum(path) != entry["blake2b"]:
+            raise IncompleteError(f"{name} does not match its checksum")
+
+
+def publish(aside: Path, final: Path) -> None:
+    """Gives a sealed folder its final name."""
+    if final.exists():
+        shutil.rmtree(final)
+    os.rename(aside, final)
+    _sync_directory(final.parent)
+
+
+def _content(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != MANIFEST:
+            yield path
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _sync_directory(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

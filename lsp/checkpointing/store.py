@@ -1,0 +1,182 @@
+"""The checkpoints of one run: which there are, which is newest and whole, which are kept."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lsp.checkpointing.config import CheckpointConfig
+from lsp.checkpointing.files import (
+    IncompleteError,
+    publish,
+    read_tensors,
+    seal,
+    verify,
+    write_json,
+    write_text,
+)
+from lsp.core.errors import UserError
+
+STATE = "state.json"
+_NAME = re.compile(r"^step-(\d{8})$")
+
+
+def _warn(message: str) -> None:
+    print(f"lsp: {message}", file=sys.stderr, flush=True)
+
+
+class CheckpointStore:
+    """Folders `step-00000100/` of a run, each whole or not there.
+
+    Args:
+        run_dir: Folder of the run.
+        warn: Receives a line when a damaged checkpoint is passed over.
+    """
+
+    def __init__(self, run_dir: Path, warn: Callable[[str], None] = _warn) -> None:
+        self.run_dir = run_dir
+        self.warn = warn
+
+    def path(self, step: int) -> Path:
+        return self.run_dir / f"step-{step:08d}"
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint under its final name, oldest first."""
+        if not self.run_dir.is_dir():
+            return []
+        matches = (_NAME.match(entry.name) for entry in self.run_dir.iterdir())
+        return sorted(int(match.group(1)) for match in matches if match)
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint that matches its manifest, or None where the run has none.
+
+        Raises:
+            UserError: If there are checkpoints but none is whole.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                verify(self.path(step))
+            except IncompleteError as problem:
+                self.warn(f"{self.path(step)} is damaged ({problem}); falling back")
+                continue
+            return self.path(step)
+        if steps:
+            raise UserError(
+                f"none of the {len(steps)} checkpoint(s) in {self.run_dir} is readable; "
+                "restore one from a copy, or choose another run_name to begin again"
+            )
+        return None
+
+    def find(self, which: str) -> Path:
+        """A checkpoint by name: `latest`, `best` or the number of a step.
+
+        Raises:
+            UserError: If there is none, naming those there are.
+        """
+        if which == "latest":
+            path = self.latest()
+            if path is None:
+                raise UserError(f"run={self.run_dir} holds no checkpoint; train it first")
+            return path
+        steps = self.steps()
+        step = self.best_step() if which == "best" else int(which) if which.isdigit() else None
+        if step is None or step not in steps:
+            known = ", ".join(str(step) for step in steps) or "none"
+            raise UserError(
+                f"checkpoint={which} is not in {self.run_dir}: choose latest, best or a step "
+                f"(there are {known})"
+            )
+        try:
+            verify(self.path(step))
+        except IncompleteError as problem:
+            raise UserError(f"{self.path(step)} is damaged: {problem}") from problem
+        return self.path(step)
+
+    def best_step(self) -> int | None:
+        """The step with the lowest validation loss among those that are kept."""
+        losses = {}
+        for step in self.steps():
+            try:
+                loss = read_state(self.path(step)).get("validation_loss")
+            except UserError:
+                continue
+            if loss is not None:
+                losses[step] = loss
+        return min(losses, key=lambda step: losses[step]) if losses else None
+
+    def begin(self, step: int) -> Path:
+        """An empty folder beside the final one, to be filled and then given to `commit`."""
+        aside = self.run_dir / f".step-{step:08d}.aside"
+        if aside.exists():
+            shutil.rmtree(aside)
+        aside.mkdir(parents=True)
+        return aside
+
+    def commit(self, aside: Path, step: int) -> Path:
+        """Seals a filled folder and gives it its final name."""
+        seal(aside)
+        final = self.path(step)
+        publish(aside, final)
+        write_text(self.run_dir / "latest", final.name + "\n")
+        return final
+
+    def retain(self, config: CheckpointConfig) -> list[int]:
+        """Deletes what the policy does not keep; returns the steps that went."""
+        steps = self.steps()
+        keep = set(steps[-config.keep_last :])
+        if config.keep_every:
+            keep |= {step for step in steps if step % config.keep_every == 0}
+        if config.keep_best:
+            best = self.best_step()
+            keep |= {best} if best is not None else set()
+        gone = [step for step in steps if step not in keep]
+        for step in gone:
+            # First out of sight in one move, so that a kill leaves no half-deleted checkpoint.
+            dying = self.run_dir / f".step-{step:08d}.deleted"
+            self.path(step).rename(dying)
+            shutil.rmtree(dying)
+        return gone
+
+    def clean(self) -> None:
+        """Removes what an interrupted save or deletion left behind."""
+        for pattern in (".step-*.aside", ".step-*.deleted"):
+            for path in self.run_dir.glob(pattern):
+                shutil.rmtree(path)
+
+
+def read_state(step_dir: Path) -> dict[str, Any]:
+    """The plain values of a checkpoint: step, cursor, losses, versions.
+
+    Raises:
+        UserError: If they cannot be read.
+    """
+    try:
+        state: dict[str, Any] = json.loads((step_dir / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{step_dir / STATE} cannot be read: {error}") from error
+    return state
+
+
+def read_weights(step_dir: Path) -> dict[str, torch.Tensor]:
+    """Weights of a checkpoint by parameter name, fp32, on the host.
+
+    Raises:
+        UserError: If the folder holds none.
+    """
+    weights = read_tensors(step_dir, "model")
+    if not weights:
+        raise UserError(f"{step_dir} holds no weights (model-*.safetensors)")
+    return weights
+
+
+def write_state(folder: Path, state: dict[str, Any]) -> None:
+    """Writes the plain values of a checkpoint."""
+    write_json(folder / STATE, state)

@@ -1,0 +1,116 @@
+"""Starting and ending the processes' common state, through accelerate."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+from lsp.core import ranks
+from lsp.core.errors import UserError, require
+from lsp.parallel.collectives import barrier, is_distributed
+from lsp.parallel.config import ParallelismConfig, PrecisionConfig
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a prepared process knows of its surroundings.
+
+    Attributes:
+        device: Where the model lives.
+        rank: Number of this process.
+        world_size: How many there are.
+    """
+
+    device: torch.device
+    rank: int
+    world_size: int
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def choose_device(parallelism: ParallelismConfig) -> torch.device:
+    """The device of this process.
+
+    Raises:
+        UserError: If CUDA is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    require(
+        parallelism.device != "cuda" or available,
+        "parallelism.device=cuda but torch finds no GPU here; use parallelism.device=cpu or auto",
+    )
+    if available and parallelism.device != "cpu":
+        count = torch.cuda.device_count()
+        require(
+            ranks.local_rank() < count,
+            f"LOCAL_RANK={ranks.local_rank()} but this machine has {count} GPU(s); "
+            f"start at most {count} processes per machine",
+        )
+        return torch.device("cuda", ranks.local_rank())
+    return torch.device("cpu")
+
+
+@contextmanager
+def runtime(parallelism: ParallelismConfig) -> Iterator[Runtime]:
+    """Joins the process group where there is one, and leaves it in good order.
+
+    Gloo's threads abort a process at random when the interpreter ends under them: a barrier, an
+    explicit end of the group and a moment for its threads avoid that.
+    """
+    device = choose_device(parallelism)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    world = ranks.world_size()
+    if parallelism.strategy != "single":
+        _init_process_group(device, parallelism, world)
+    clean = False
+    try:
+        yield Runtime(device, ranks.rank() if world > 1 else 0, world)
+        clean = True
+    finally:
+        if is_distributed():
+            if clean:
+                barrier()
+            torch.distributed.destroy_process_group()
+            gc.collect()
+            time.sleep(0.1)
+
+
+def _init_process_group(device: torch.device, parallelism: ParallelismConfig, world: int) -> None:
+    """Joins the group that the launcher's variables describe; alone, a group of one."""
+    options: dict[str, Any] = {}
+    if world == 1:
+        options = {"store": torch.distributed.HashStore(), "rank": 0, "world_size": 1}
+        # accelerate and DeepSpeed read these even where a group already exists.
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        for name, value in alone.items():
+            os.environ.setdefault(name, value)
+    try:
+        torch.distributed.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            timeout=timedelta(seconds=parallelism.timeout_seconds),
+            **options,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"parallelism={parallelism.strategy}: the {world} processes could not meet "
+            f"({str(error).splitlines()[0]}). Start them with torchrun, or use parallelism=single"
+        ) from error
+
+
+def check_precision(precision: PrecisionConfig, device: torch.device) -> None:
+    """Refuses number formats that the device cannot train in."""
+    require(
+        precision.name != "fp16" or device.type == "cuda",
+        f"precision=fp16 needs a GPU, and this run is on {device.type}; use precision=bf16 or fp32",
+    )

@@ -1,0 +1,197 @@
+"""ZeRO-1, 2 and 3 (1910.02054): DeepSpeed's engine, prepared by accelerate.
+
+Whole tensors are read and written through DeepSpeed's per-parameter access, so that a checkpoint
+does not depend on how many processes wrote it or at which stage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import deepspeed.ops
+import torch
+from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
+from accelerate.utils import DistributedType
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import nn
+from torch.optim import Optimizer
+
+from lsp.core.errors import UserError
+from lsp.parallel.config import ParallelismConfig, PrecisionConfig
+from lsp.parallel.deepspeed_config import deepspeed_config
+from lsp.parallel.engine import Engine, StepResult, Tensors, check_state_names, split_state_key
+from lsp.parallel.runtime import Runtime
+
+
+class ZeroEngine(Engine):
+    """DeepSpeed shards; the loop stays the same."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: Optimizer,
+        runtime: Runtime,
+        parallelism: ParallelismConfig,
+        precision: PrecisionConfig,
+        *,
+        gradient_clip: float,
+        micro_batch: int,
+    ) -> None:
+        super().__init__(module, runtime)
+        # DeepSpeed would compile this shared-memory extension for a minute; gloo does without.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self.stage = parallelism.zero_stage
+        config = deepspeed_config(
+            parallelism,
+            precision,
+            micro_batch=micro_batch,
+            world_size=runtime.world_size,
+            gradient_clip=gradient_clip,
+        )
+        backend = "nccl" if runtime.device.type == "cuda" else "gloo"
+        # Neither `cpu=True` nor another set-up: those run silently as plain DDP or as several
+        # runs of one process.
+        accelerator = Accelerator(
+            deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config),
+            kwargs_handlers=[InitProcessGroupKwargs(backend=backend)],
+        )
+        if (
+            accelerator.distributed_type != DistributedType.DEEPSPEED
+            or accelerator.num_processes != runtime.world_size
+        ):
+            raise UserError(
+                f"parallelism={parallelism.strategy} asked for DeepSpeed on {runtime.world_size} "
+                f"processes but accelerate set up {accelerator.distributed_type} on "
+                f"{accelerator.num_processes}; start the processes with torchrun"
+            )
+        self.engine, _ = accelerator.prepare(module, optimizer)
+        self.zero = self.engine.optimizer
+        self.names = [name for name, _ in module.named_parameters()]
+
+    def __call__(self, batch: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+        loss_sum, count = self.engine(**batch)
+        return loss_sum, count
+
+    def forward_backward(self, batch: Tensors, scale: float, *, last: bool) -> torch.Tensor:
+        self.engine.set_gradient_accumulation_boundary(last)
+        loss_sum, _ = self(batch)
+        self.engine.backward(loss_sum.float() * scale, scale_wrt_gas=False)
+        if not last:
+            self.engine.step()  # counts the micro-batch; updates nothing before the boundary
+        return loss_sum.detach()
+
+    def step(self) -> StepResult:
+        self.engine.step()
+        applied = bool(self.engine.was_step_applied())
+        norm = self.engine.get_global_grad_norm()
+        if not applied:
+            return StepResult(math.inf, False)
+        return StepResult(float(norm) if norm is not None else 0.0, True)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = self.zero.param_groups
+        return groups
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, parameter in self.module.named_parameters():
+            yield name, safe_get_full_fp32_param(parameter).detach()
+        for name, buffer in self.module.named_buffers():
+            if name in self._persistent_buffers():
+                yield name, buffer.detach()
+
+    def _persistent_buffers(self) -> set[str]:
+        return set(self.module.state_dict()) - set(self.names)
+
+    def optimizer_state(self) -> Iterator[tuple[str, torch.Tensor]]:
+        if not self._fields():
+            return
+        step = torch.tensor(self._step_count(), dtype=torch.float32)
+        for name, parameter in self.module.named_parameters():
+            yield f"{name}/step", step
+            for field in self._fields():
+                yield f"{name}/{field}", safe_get_full_optimizer_state(parameter, field).detach()
+
+    def _flat_partitions(self) -> list[torch.Tensor]:
+        """This process's fp32 partitions: what the inner optimizer keeps its state for."""
+        partitions: list[torch.Tensor] = (
+            self.zero.fp32_partitioned_groups_flat
+            if self.stage == 3
+            else self.zero.single_partition_of_fp32_groups
+        )
+        return partitions
+
+    def _fields(self) -> list[str]:
+        """Names of the tensor fields of the optimizer's state; none before the first step."""
+        for flat in self._flat_partitions():
+            fields = self.zero.optimizer.state.get(flat, {})
+            if fields:
+                return [
+                    k for k, v in fields.items() if torch.is_tensor(v) and v.shape == flat.shape
+                ]
+        return []
+
+    def _step_count(self) -> float:
+        return float(self.zero.optimizer.state[self._flat_partitions()[0]]["step"])
+
+    def load_optimizer_state(self, weights: Tensors, state: Tensors) -> None:
+        parameters = dict(self.module.named_parameters())
+        check_state_names(state, set(parameters))
+        self._make_state({split_state_key(key)[1] for key in state}, state)
+        for name, parameter in parameters.items():
+            self._set(parameter, weights[name], None)
+            for field in self._fields():
+                self._set(parameter, state[f"{name}/{field}"], field)
+
+    def _make_state(self, fields: set[str], state: Tensors) -> None:
+        """Allocates the inner optimizer's state, which torch does only at its first step."""
+        if not fields:
+            return
+        steps = {float(value) for key, value in state.items() if key.endswith("/step")}
+        if len(steps) != 1:
+            raise UserError(
+                "the checkpoint counts different steps for different parameters, which ZeRO "
+                "cannot hold; resume with parallelism=single or ddp"
+            )
+        for flat in self._flat_partitions():
+            self.zero.optimizer.state[flat] = {"step": torch.tensor(steps.copy().pop())} | {
+                field: torch.zeros_like(flat) for field in sorted(fields - {"step"})
+            }
+        if self.stage < 3:
+            self.zero._lazy_init_hp_params_optimizer_state()
+
+    def _set(self, parameter: nn.Parameter, value: torch.Tensor, field: str | None) -> None:
+        value = value.to(self.runtime.device, torch.float32)
+        if self.stage < 3:
+            if field is None:
+                safe_set_full_fp32_param(parameter, value)
+            else:
+                safe_set_full_optimizer_state(parameter, value, field)
+            return
+        # Partitions are equal in size, so the last one may be longer than what is left.
+        size = parameter.ds_tensor.ds_numel
+        part = value.flatten()[size * self.runtime.rank : size * (self.runtime.rank + 1)]
+        part = nn.functional.pad(part, (0, size - part.numel()))
+        if field is None:
+            safe_set_local_fp32_param(parameter, part)
+        else:
+            safe_set_local_optimizer_state(parameter, part, field)
+
+    def scaler_state(self) -> dict[str, Any]:
+        scaler = getattr(self.zero, "loss_scaler", None)
+        if scaler is None or not getattr(scaler, "dynamic", False):
+            return {}
+        return {k: v for k, v in vars(scaler).items() if isinstance(v, (int, float, bool))}
+
+    def load_scaler_state(self, state: dict[str, Any]) -> None:
+        if state:
+            vars(self.zero.loss_scaler).update(state)
