@@ -1,0 +1,263 @@
+"""The configuration of every verb: dataclasses are the schema, `conf/` holds the values."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from data_pipelines.config import DataConfig, PackingConfig, TokenizerConfig
+from lsp.checkpointing.config import CheckpointConfig
+from lsp.core.errors import require, unknown_choice
+from lsp.data.config import ObjectiveConfig
+from lsp.models.memory import MemoryConfig
+from lsp.models.reformer_config import ReformerConfig
+from lsp.parallel.config import ParallelismConfig, PrecisionConfig
+from lsp.tracking.config import TrackingConfig
+from lsp.training.config import (
+    AdafactorConfig,
+    AdamWConfig,
+    MuonConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainerConfig,
+)
+
+ARCHITECTURES: dict[str, type] = {"reformer": ReformerConfig}
+"""The config classes of the registry by name, without the models, whose import takes seconds."""
+
+OPTIMIZERS: dict[str, type[OptimizerConfig]] = {
+    "adamw": AdamWConfig,
+    "adafactor": AdafactorConfig,
+    "muon": MuonConfig,
+}
+
+SPLITS = ("train", "validation")
+DTYPES = ("fp32", "bf16", "fp16")
+
+
+@dataclass
+class RunConfig:
+    """Everything that `lsp prepare` and `lsp train` know about a run.
+
+    Attributes:
+        run_name: The run's folder is `<checkpoint.root>/<run_name>/`.
+        seed: Of the weights, the order of the data, dropout and hashing.
+        sequence_length: Tokens in a row.
+        tokens_per_step: Tokens in one optimizer step, over all processes and accumulation.
+        architecture: Config of one architecture (`ARCHITECTURES`).
+        optimizer: Config of one optimizer (`OPTIMIZERS`).
+    """
+
+    run_name: str = "run"
+    seed: int = 0
+    sequence_length: int = 1024
+    tokens_per_step: int = 8192
+    architecture: Any = MISSING
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    packing: PackingConfig = field(default_factory=PackingConfig)
+    parallelism: ParallelismConfig = field(default_factory=ParallelismConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    optimizer: OptimizerConfig = MISSING
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            re.fullmatch(r"[\w.=+-]+", self.run_name) is not None
+            and self.run_name.strip(".") != "",
+            f"run_name={self.run_name!r} must be the name of one folder: letters, digits and "
+            "_ . = + -, e.g. run_name=first_run (checkpoint.root says where it lies)",
+        )
+        require(0 <= self.seed < 2**63, f"seed={self.seed} must be 0 or more")
+        for key in ("sequence_length", "tokens_per_step"):
+            value = getattr(self, key)
+            require(value > 0, f"{key}={value} must be 1 or more, e.g. {key}=8192")
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run."""
+        return Path(self.checkpoint.root) / self.run_name
+
+
+@dataclass
+class EvaluateConfig:
+    """What `lsp evaluate` measures.
+
+    Attributes:
+        run: Folder of a run.
+        checkpoint: `latest`, `best` or a step.
+        split: `validation` or `train`.
+        rows: Rows evaluated; 0 for all.
+        out: JSON file for the result; null prints it only.
+    """
+
+    run: str = MISSING
+    checkpoint: str = "latest"
+    split: str = "validation"
+    rows: int = 0
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_checkpoint(self.checkpoint)
+        if self.split not in SPLITS:
+            raise unknown_choice("split", self.split, SPLITS)
+        require(self.rows >= 0, f"rows={self.rows} must be 0 (all) or more")
+
+
+@dataclass
+class GenerateConfig:
+    """What `lsp generate` continues, and how it samples.
+
+    Attributes:
+        run: Folder of a run.
+        checkpoint: `latest`, `best` or a step.
+        prompt: Text to continue.
+        prompt_file: File whose text is continued, instead of `prompt`.
+        max_new_tokens: Length of the continuation.
+        temperature: Divides the scores before sampling.
+        top_k: Sample among so many of the likeliest tokens; 0 for all.
+        top_p: Sample among the likeliest tokens that together reach this probability.
+        greedy: Take the likeliest token instead of sampling.
+        seed: Of the sampling.
+        num_samples: Continuations of the same prompt.
+    """
+
+    run: str = MISSING
+    checkpoint: str = "latest"
+    prompt: str = ""
+    prompt_file: str | None = None
+    max_new_tokens: int = 200
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    greedy: bool = False
+    seed: int = 0
+    num_samples: int = 1
+
+    def __post_init__(self) -> None:
+        _check_checkpoint(self.checkpoint)
+        require(
+            not (self.prompt and self.prompt_file),
+            f"prompt={self.prompt!r} and prompt_file={self.prompt_file} cannot both be given",
+        )
+        for key in ("max_new_tokens", "num_samples"):
+            value = getattr(self, key)
+            require(value > 0, f"{key}={value} must be 1 or more")
+        require(
+            self.temperature > 0,
+            f"temperature={self.temperature} must be positive; greedy=true takes the likeliest "
+            "token",
+        )
+        require(self.top_k >= 0, f"top_k={self.top_k} must be 0 (all) or more")
+        require(0 < self.top_p <= 1, f"top_p={self.top_p} must be above 0 and at most 1")
+        require(self.seed >= 0, f"seed={self.seed} must be 0 or more")
+
+
+@dataclass
+class ExportConfig:
+    """What `lsp export` writes.
+
+    Attributes:
+        run: Folder of a run.
+        checkpoint: `latest`, `best` or a step.
+        out: Folder of the export; null is `exported/<name of the run>`.
+        max_shard_size: Largest file of weights, e.g. `5GB` or `500MB`.
+        dtype: Number format of the weights: `fp32`, `bf16` or `fp16`.
+    """
+
+    run: str = MISSING
+    checkpoint: str = "latest"
+    out: str | None = None
+    max_shard_size: str = "5GB"
+    dtype: str = "fp32"
+
+    def __post_init__(self) -> None:
+        _check_checkpoint(self.checkpoint)
+        if self.dtype not in DTYPES:
+            raise unknown_choice("dtype", self.dtype, DTYPES)
+        require(
+            re.fullmatch(r"[1-9]\d*(\.\d+)?(KB|MB|GB)", self.max_shard_size) is not None,
+            f"max_shard_size={self.max_shard_size} must be a size such as 5GB or 500MB",
+        )
+
+    @property
+    def folder(self) -> Path:
+        """Where the export goes."""
+        return Path(self.out) if self.out else Path("exported") / Path(self.run).resolve().name
+
+
+@dataclass
+class ImportConfig:
+    """What `lsp import` reads.
+
+    Attributes:
+        source: Folder or Hub name of a published checkpoint; typed as `from=`.
+        out: Folder of the run that is made; null is `checkpoints/<last part of source>`.
+        architecture: Name of the architecture.
+    """
+
+    source: str = MISSING
+    out: str | None = None
+    architecture: str = "reformer"
+
+    def __post_init__(self) -> None:
+        for key, name in (("source", "from"), ("architecture", "architecture")):
+            value = getattr(self, key)
+            require(
+                isinstance(value, str) and bool(value.strip()),
+                f"{name}={value} must be a name or a folder, e.g. from=google/reformer-enwik8",
+            )
+        require(
+            self.out is None or (isinstance(self.out, str) and bool(self.out.strip())),
+            f"out={self.out} must be a folder, e.g. out=checkpoints/enwik8",
+        )
+
+    @property
+    def folder(self) -> Path:
+        """Where the run goes."""
+        if self.out:
+            return Path(self.out)
+        return Path("checkpoints") / Path(self.source.rstrip("/")).name
+
+
+def _check_checkpoint(checkpoint: str) -> None:
+    require(
+        checkpoint in ("latest", "best") or checkpoint.isdecimal(),
+        f"checkpoint={checkpoint} must be latest, best or a step, e.g. checkpoint=100",
+    )
+
+
+def register_schemas() -> None:
+    """Makes the dataclasses known to Hydra as `<name>_schema`; safe to call again."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=RunConfig)
+    store.store(name="evaluate_schema", node=EvaluateConfig)
+    store.store(name="generate_schema", node=GenerateConfig)
+    store.store(name="export_schema", node=ExportConfig)
+    for group, schema in (
+        ("objective", ObjectiveConfig),
+        ("data", DataConfig),
+        ("tokenizer", TokenizerConfig),
+        ("packing", PackingConfig),
+        ("parallelism", ParallelismConfig),
+        ("precision", PrecisionConfig),
+        ("memory", MemoryConfig),
+        ("schedule", ScheduleConfig),
+        ("checkpoint", CheckpointConfig),
+        ("tracking", TrackingConfig),
+    ):
+        store.store(group=group, name=f"{group}_schema", node=schema)
+    for name, optimizer in OPTIMIZERS.items():
+        store.store(group="optimizer", name=f"{name}_schema", node=optimizer)
+    for name, architecture in ARCHITECTURES.items():
+        store.store(group="architecture", name=f"{name}_schema", node=architecture)
