@@ -18,7 +18,7 @@ from lsp.checkpointing.store import CheckpointStore, read_state, read_weights, w
 from lsp.core.errors import UserError
 from lsp.core.seeding import rng_state, seed_everything, set_rng_state
 from lsp.core.versions import versions
-from lsp.parallel.collectives import barrier, broadcast_object
+from lsp.parallel.collectives import first_failure, rank
 from lsp.parallel.engine import Engine
 
 
@@ -37,6 +37,9 @@ class TrainState:
         seconds: Training time so far, over all sessions.
         data_fingerprint: Of the prepared data; the cursor means nothing in other data.
         imported_from: Where the first weights came from, if not from random numbers.
+        scaler: State of the dynamic loss scale.
+        pending: Sums since the last logged row, so that the next row is what it would have
+            been without an interruption.
     """
 
     step: int = 0
@@ -50,6 +53,7 @@ class TrainState:
     data_fingerprint: str = ""
     imported_from: str | None = None
     scaler: dict[str, Any] = field(default_factory=dict)
+    pending: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainState:
@@ -75,18 +79,18 @@ def save_snapshot(
         UserError: If it could not be written, for example because the disk is full. The
             checkpoints before it are untouched.
     """
-    rank, main = engine.runtime.rank, engine.runtime.is_main
+    main = engine.runtime.is_main
     # The collectives inside must run on every process even if writing failed on this one, so
     # a failure is carried along and raised at the end.
     writer = _Writer()
     aside = store.run_dir / f".step-{state.step:08d}.aside"
     if main:
         writer.attempt(lambda: store.begin(state.step))
-    writer.agree()
+    writer.agree(store)
     _write_streamed(writer, aside, "model", engine.weights(), main)
     _write_streamed(writer, aside, "optimizer", engine.optimizer_state(), main)
-    writer.attempt(lambda: _write_rng(aside, rank))
-    barrier()
+    writer.attempt(lambda: _write_rng(aside, engine.runtime.rank))
+    writer.agree(store)
     if main:
         state.scaler = engine.scaler_state()
         values = asdict(state) | {
@@ -95,11 +99,8 @@ def save_snapshot(
         }
         writer.attempt(lambda: write_state(aside, values))
         writer.attempt(lambda: write_text(aside / "config.yaml", config_yaml))
-        if writer.error is None:
-            writer.attempt(lambda: store.commit(aside, state.step))
-        if writer.error is not None:
-            store.clean()
-    writer.agree()
+        writer.attempt(lambda: store.commit(aside, state.step))
+    writer.agree(store)
     return store.path(state.step)
 
 
@@ -117,12 +118,14 @@ class _Writer:
         except (OSError, SafetensorError) as error:
             self.error = error
 
-    def agree(self) -> None:
-        message = broadcast_object(None if self.error is None else _explain(self.error))
-        if message is None and self.error is not None:
-            message = _explain(self.error)
-        if message is not None:
-            raise UserError(message)
+    def agree(self, store: CheckpointStore) -> None:
+        """Raises on every process if any failed, after clearing away the unfinished folder."""
+        message = first_failure(None if self.error is None else _explain(self.error))
+        if message is None:
+            return
+        if rank() == 0:
+            store.clean()
+        raise UserError(message)
 
 
 def _explain(error: OSError | SafetensorError) -> str:
@@ -151,7 +154,7 @@ def _write_rng(folder: Path, rank: int) -> None:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A checkpoint, read. Only one process reads the tensors of another's memory: none."""
+    """A checkpoint, read into host memory."""
 
     path: Path
     state: TrainState

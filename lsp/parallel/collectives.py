@@ -54,6 +54,15 @@ def broadcast_object(value: T) -> T:
     return box[0]
 
 
+def first_failure(message: str | None) -> str | None:
+    """The first message that any process gave, on every process; None where all gave None."""
+    if not is_distributed():
+        return message
+    messages: list[str | None] = [None] * world_size()
+    dist.all_gather_object(messages, message)
+    return next((m for m in messages if m is not None), None)
+
+
 def main_process_first(work: Callable[[], T]) -> T:
     """Runs `work` on rank 0, then on the others, who then find it done.
 

@@ -1,0 +1,289 @@
+"""From a configuration to a running trainer."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.prepare import PreparedData, prepare
+from lsp.checkpointing.files import write_text
+from lsp.checkpointing.snapshot import TrainState
+from lsp.checkpointing.store import CheckpointStore
+from lsp.core.errors import UserError
+from lsp.core.exit_codes import DONE
+from lsp.core.seeding import seed_everything
+from lsp.data.batches import BatchMaker, EvaluationBatches, Share, TrainingBatches
+from lsp.data.objectives import Vocabulary
+from lsp.models import registry
+from lsp.models.interface import LanguageModel
+from lsp.parallel.collectives import broadcast_object, main_process_first
+from lsp.parallel.prepare import prepare_engine
+from lsp.parallel.runtime import Runtime, check_precision, runtime
+from lsp.run.compose import save_yaml, to_plain
+from lsp.run.config import RunConfig
+from lsp.run.resume import adopt_imported, check_unchanged, find_snapshot_path, load_snapshot
+from lsp.run.validate import validate
+from lsp.tracking.tracker import make_trackers
+from lsp.training.console import TrainingConsole
+from lsp.training.optimizers import build_optimizers
+from lsp.training.signals import StopRequest, stop_requests
+from lsp.training.throughput import peak_tflops
+from lsp.training.trainer import Trainer
+
+
+def run_training(config: RunConfig) -> int:
+    """Prepares the data if need be, trains, and leaves a run behind; returns the exit code.
+
+    Raises:
+        UserError: If something in the configuration or in what is on disk cannot work.
+    """
+    validate(config)
+    with runtime(config.parallelism) as place, stop_requests() as stop:
+        check_precision(config.precision, place.device)
+        with _only_one(config.run_dir, place):
+            trainer, prepared = build_trainer(config, place, stop)
+            try:
+                code = trainer.fit()
+            finally:
+                trainer.batches.close()
+                trainer.console.close()
+                for tracker in trainer.trackers:
+                    tracker.close()
+        if place.is_main:
+            from lsp.run.finish import finish
+
+            finish(config, prepared, trainer.state.step, done=code == DONE)
+        return code
+
+
+def build_trainer(
+    config: RunConfig, place: Runtime, stop: StopRequest
+) -> tuple[Trainer, PreparedData]:
+    """Puts the parts together; `config` is completed on the way.
+
+    Args:
+        config: The configuration of the run.
+        place: This process.
+        stop: Told by signals.
+    """
+    store = CheckpointStore(config.run_dir)
+    step_dir = main_process_first(lambda: _begin(config, store, place))
+    step_dir = broadcast_object(step_dir)
+    if step_dir is not None:
+        adopt_imported(config, step_dir)
+    prepared = main_process_first(lambda: prepare_data(config))
+    vocabulary = complete_architecture(config, prepared)
+    snapshot = None
+    if step_dir is not None:
+        check_unchanged(config, step_dir)
+        snapshot = load_snapshot(step_dir, prepared.fingerprint)
+    if place.is_main:
+        _write_run_files(config, prepared)
+
+    seed_everything(config.seed)
+    model = build_model(config)
+    state = snapshot.state if snapshot is not None else TrainState()
+    state.data_fingerprint = prepared.fingerprint
+    if snapshot is not None:
+        load_weights(model, snapshot.weights, snapshot.path)
+    share = plan_share(config, place)
+    engine = prepare_engine(
+        model,
+        build_optimizers(model, config.optimizer),
+        place,
+        config.parallelism,
+        config.precision,
+        gradient_clip=config.trainer.gradient_clip,
+        micro_batch=share.micro_batch,
+    )
+    if snapshot is not None:
+        engine.load_optimizer_state(snapshot.weights, snapshot.optimizer)
+        engine.load_scaler_state(state.scaler)
+        snapshot.restore_rng(place.rank, config.seed)
+    peak = peak_tflops(place.device, config.trainer.peak_tflops)
+    console = TrainingConsole(config.trainer.max_steps, state.step, enabled=place.is_main)
+    _announce(console, config, model, prepared, share, state, place)
+    trainer = Trainer(
+        engine=engine,
+        batches=TrainingBatches(_maker(config, prepared, "train", vocabulary), share),
+        validation=_validation(config, prepared, vocabulary, share),
+        bytes_per_token=(prepared.bytes_per_token("train"), prepared.bytes_per_token("validation")),
+        settings=config.trainer,
+        schedule=config.schedule,
+        checkpoints=store,
+        checkpoint_config=config.checkpoint,
+        config_yaml=save_yaml(config),
+        state=state,
+        seed=config.seed,
+        trackers=make_trackers(config.tracking, config.run_dir, to_plain(config), state.step)
+        if place.is_main
+        else [],
+        console=console,
+        stop=stop,
+        peak_flops=peak * 1e12 * place.world_size if peak else None,
+    )
+    return trainer, prepared
+
+
+def prepare_data(config: RunConfig) -> PreparedData:
+    """Prepares the corpus of a run, or finds it prepared."""
+    architecture = registry.get(registry.name_of(config.architecture))
+    return prepare(
+        config.data,
+        config.tokenizer,
+        config.packing,
+        sequence_length=config.sequence_length,
+        length_multiple=architecture.length_multiple(config.architecture),
+        seed=config.seed,
+    )
+
+
+def complete_architecture(config: RunConfig, prepared: PreparedData) -> Vocabulary:
+    """Fills in what the architecture's config leaves to the run, in place."""
+    vocabulary = vocabulary_of(prepared)
+    architecture = registry.get(registry.name_of(config.architecture))
+    special = prepared.manifest.special_ids
+    config.architecture = architecture.resolve(
+        config.architecture,
+        vocab_size=vocabulary.size,
+        pad_token_id=special.get("pad"),
+        eos_token_id=special.get("eos"),
+        sequence_length=config.sequence_length,
+        causal=config.objective.name == "causal",
+    )
+    return vocabulary
+
+
+def vocabulary_of(prepared: PreparedData) -> Vocabulary:
+    """What objectives need to know of the tokenizer."""
+    special = prepared.manifest.special_ids
+    return Vocabulary(
+        size=prepared.manifest.vocab_size,
+        mask_id=special.get("mask"),
+        special_ids=frozenset(i for i in special.values() if i is not None),
+    )
+
+
+def build_model(config: RunConfig) -> LanguageModel:
+    """The model with fresh weights from the global generator."""
+    architecture = registry.get(registry.name_of(config.architecture))
+    return architecture.build(config.architecture, config.memory)
+
+
+def load_weights(model: LanguageModel, weights: dict[str, Any], origin: Path) -> None:
+    """Sets a model's weights.
+
+    Raises:
+        UserError: If names or shapes differ, naming the first.
+    """
+    own = model.state_dict()
+    for name in sorted(own.keys() | weights.keys()):
+        if name not in weights or name not in own:
+            where = "the checkpoint" if name not in weights else "the model"
+            raise UserError(f"{origin}: {name} is missing from {where}")
+        if own[name].shape != weights[name].shape:
+            raise UserError(
+                f"{origin}: {name} has shape {tuple(weights[name].shape)}, the model needs "
+                f"{tuple(own[name].shape)}"
+            )
+    model.load_state_dict(weights)
+
+
+def plan_share(config: RunConfig, place: Runtime) -> Share:
+    """This process's part of a step; `validate` has checked that it divides."""
+    rows = config.tokens_per_step // config.sequence_length
+    per_rank = rows // place.world_size
+    micro_batch = config.trainer.micro_batch
+    if not micro_batch:
+        bound = max(1, config.trainer.micro_batch_tokens // config.sequence_length)
+        micro_batch = max(d for d in range(1, per_rank + 1) if per_rank % d == 0 and d <= bound)
+    return Share(place.rank, place.world_size, rows, micro_batch)
+
+
+def _begin(config: RunConfig, store: CheckpointStore, place: Runtime) -> Path | None:
+    if not place.is_main:
+        return None
+    store.clean()
+    return find_snapshot_path(config, store)
+
+
+@contextmanager
+def _only_one(run_dir: Path, place: Runtime) -> Iterator[None]:
+    """Keeps two trainings out of one run's folder.
+
+    Raises:
+        UserError: If another process is training there, or the folder cannot be made.
+    """
+    if not place.is_main:
+        yield
+        return
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = (run_dir / ".lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"checkpoint.root: {run_dir} cannot be written ({error.strerror}); "
+            "name a folder that can"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"another process is training in {run_dir}; wait for it, or choose another run_name"
+            ) from error
+        yield
+
+
+def _write_run_files(config: RunConfig, prepared: PreparedData) -> None:
+    write_text(config.run_dir / "config.yaml", save_yaml(config))
+    tokenizer = config.run_dir / "tokenizer"
+    if not tokenizer.exists():
+        aside = config.run_dir / ".tokenizer.aside"
+        shutil.copytree(prepared.tokenizer_path, aside, dirs_exist_ok=True)
+        aside.rename(tokenizer)
+
+
+def _maker(
+    config: RunConfig, prepared: PreparedData, split: str, vocabulary: Vocabulary
+) -> BatchMaker:
+    return BatchMaker(prepared.split(split), config.objective, vocabulary, config.seed)
+
+
+def _validation(
+    config: RunConfig, prepared: PreparedData, vocabulary: Vocabulary, share: Share
+) -> EvaluationBatches | None:
+    if len(prepared.split("validation")) == 0:
+        print("lsp: the corpus has no validation documents; none are evaluated", file=sys.stderr)
+        return None
+    maker = _maker(config, prepared, "validation", vocabulary)
+    return EvaluationBatches(maker, share, config.trainer.eval_rows)
+
+
+def _announce(
+    console: TrainingConsole,
+    config: RunConfig,
+    model: LanguageModel,
+    prepared: PreparedData,
+    share: Share,
+    state: TrainState,
+    place: Runtime,
+) -> None:
+    parameters = sum(p.numel() for p in model.parameters())
+    name = registry.name_of(config.architecture)
+    console.say(
+        f"{name}: {parameters:,} parameters, {config.objective.name}, "
+        f"{config.sequence_length:,} tokens a row, {config.tokens_per_step:,} a step "
+        f"({place.world_size} process(es) x {share.accumulation} x {share.micro_batch} rows)"
+    )
+    console.say(
+        f"data: {len(prepared.split('train')):,} rows to train on, "
+        f"{len(prepared.split('validation')):,} to validate on ({prepared.path})"
+    )
+    if state.step:
+        console.say(f"resuming {config.run_dir} at step {state.step}")

@@ -1,0 +1,126 @@
+"""Whether a run begins, continues or is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lsp.checkpointing.snapshot import Snapshot, read_snapshot
+from lsp.checkpointing.store import CheckpointStore, read_state
+from lsp.core.errors import UserError
+from lsp.run.compose import read_yaml, to_plain
+from lsp.run.config import RunConfig
+
+FIXED = (
+    "seed",
+    "sequence_length",
+    "tokens_per_step",
+    "architecture",
+    "objective",
+    "data",
+    "tokenizer",
+    "packing",
+    "optimizer.name",
+)
+"""What a run cannot change on the way: the rest would not be the same run, or not load at all."""
+
+FREE = ("data.num_processes", "data.cache_root", "data.unit_bytes", "packing.shard_megabytes")
+"""Parts of those that shape no token."""
+
+
+def find_snapshot_path(config: RunConfig, store: CheckpointStore) -> Path | None:
+    """The checkpoint to continue from, by `checkpoint.resume`; None for a new run.
+
+    Raises:
+        UserError: If the policy does not fit what is there.
+    """
+    resume = config.checkpoint.resume
+    if resume == "never":
+        if store.steps():
+            raise UserError(
+                f"checkpoint.resume=never but {store.run_dir} already holds a checkpoint at step "
+                f"{store.steps()[-1]}; choose another run_name, or checkpoint.resume=auto"
+            )
+        return None
+    path = store.latest()
+    if path is None and resume == "must":
+        raise UserError(
+            f"checkpoint.resume=must but {store.run_dir} holds no checkpoint; check run_name and "
+            "checkpoint.root, or use checkpoint.resume=auto"
+        )
+    return path
+
+
+def adopt_imported(config: RunConfig, step_dir: Path) -> None:
+    """Takes the architecture and tokenizer of a published checkpoint that the run began from.
+
+    They follow from the weights; the data, length and schedule are the user's.
+    """
+    if read_state(step_dir).get("imported_from") is None:
+        return
+    saved = read_yaml(step_dir / "config.yaml")
+    config.architecture = saved.architecture
+    config.tokenizer = saved.tokenizer
+
+
+def check_unchanged(config: RunConfig, step_dir: Path) -> None:
+    """Compares a run's configuration with that of the checkpoint it continues from.
+
+    Args:
+        config: Completed by the run (vocabulary, positions, …), as the saved one is.
+        step_dir: The checkpoint.
+
+    Raises:
+        UserError: If something changed that must not, with the first differences.
+    """
+    state = read_state(step_dir)
+    if state.get("imported_from") is not None and state["step"] == 0:
+        return
+    before = _flat(to_plain(read_yaml(step_dir / "config.yaml")))
+    now = _flat(to_plain(config))
+    changed = [
+        key
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and _is_fixed(key)
+    ]
+    if changed:
+        shown = "; ".join(f"{key} was {before.get(key)}, now {now.get(key)}" for key in changed[:4])
+        more = f" (and {len(changed) - 4} more)" if len(changed) > 4 else ""
+        raise UserError(
+            f"run_name={config.run_name} is at step {state['step']} with another configuration: "
+            f"{shown}{more}.\nGive the values it began with, or another run_name for a new run"
+        )
+
+
+def load_snapshot(step_dir: Path, data_fingerprint: str) -> Snapshot:
+    """Reads a checkpoint and checks that it belongs to the data.
+
+    Raises:
+        UserError: If the prepared data is not what the run was trained on.
+    """
+    snapshot = read_snapshot(step_dir)
+    known = snapshot.state.data_fingerprint
+    if known and known != data_fingerprint and snapshot.state.step > 0:
+        raise UserError(
+            f"the data changed since {step_dir.name} was saved (fingerprint {known[:12]}, now "
+            f"{data_fingerprint[:12]}): its cursor would point elsewhere. Restore the source "
+            "files, or choose another run_name"
+        )
+    return snapshot
+
+
+def _is_fixed(key: str) -> bool:
+    def within(prefix: str) -> bool:
+        return key == prefix or key.startswith(prefix + ".")
+
+    return any(map(within, FIXED)) and not any(map(within, FREE))
+
+
+def _flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in plain.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,249 @@
+"""The training loop: fetch, step, callbacks, save."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+
+from lsp.checkpointing.config import CheckpointConfig
+from lsp.checkpointing.snapshot import TrainState, save_snapshot
+from lsp.checkpointing.store import CheckpointStore
+from lsp.core.batch import Batch
+from lsp.core.exit_codes import DIVERGED, DONE, INTERRUPTED
+from lsp.core.seeding import stream
+from lsp.data.batches import EvaluationBatches, TrainingBatches
+from lsp.models.interface import LanguageModel
+from lsp.parallel.collectives import sum_over_ranks
+from lsp.parallel.engine import Engine, StepResult
+from lsp.tracking.tracker import Tracker
+from lsp.training.config import ScheduleConfig, TrainerConfig
+from lsp.training.console import TrainingConsole
+from lsp.training.evaluation import Evaluation, evaluate
+from lsp.training.optimizers import set_learning_rate
+from lsp.training.schedule import learning_rate_fraction
+from lsp.training.signals import StopRequest
+from lsp.training.throughput import peak_memory_bytes
+
+MODEL_STREAM = 4
+
+
+@dataclass
+class Trainer:
+    """Trains a prepared engine from where `state` stands to `settings.max_steps`.
+
+    Attributes:
+        engine: The model and its optimizers under a parallelism strategy.
+        batches: Micro-batches of a step, for this process.
+        validation: Rows for evaluation; None where the data has none.
+        bytes_per_token: Of the training and of the validation split.
+        settings: The loop.
+        schedule: Learning rate over the steps.
+        checkpoints: Where snapshots go.
+        checkpoint_config: When, and which are kept.
+        config_yaml: The resolved configuration, saved with each snapshot.
+        state: Where the run stands; changed in place.
+        seed: Of the run.
+        trackers: Receive metrics; empty on all but the main process.
+        console: Talks to the person.
+        stop: Whether a signal arrived.
+        peak_flops: Of all devices together, in FLOP/s; None where unknown.
+    """
+
+    engine: Engine
+    batches: TrainingBatches
+    validation: EvaluationBatches | None
+    bytes_per_token: tuple[float, float]
+    settings: TrainerConfig
+    schedule: ScheduleConfig
+    checkpoints: CheckpointStore
+    checkpoint_config: CheckpointConfig
+    config_yaml: str
+    state: TrainState
+    seed: int
+    trackers: list[Tracker]
+    console: TrainingConsole
+    stop: StopRequest
+    peak_flops: float | None = None
+
+    def fit(self) -> int:
+        """Trains to the end, to a signal or to divergence; returns the exit code."""
+        self.clock, self.clock_tokens = time.perf_counter(), self.state.tokens
+        while self.state.step < self.settings.max_steps:
+            micro_batches = self.batches.fetch(self.state.cursor)
+            result, stopping = self.train_step(micro_batches)
+            self.after_step(result)
+            if self.state.nonfinite_in_a_row >= self.settings.max_nonfinite:
+                return self.diverged(result)
+            if stopping:
+                return self.interrupted()
+        self.save()
+        return DONE
+
+    def train_step(self, micro_batches: list[Batch]) -> tuple[StepResult, bool]:
+        """One optimizer step; returns its result and whether any process was asked to stop."""
+        device, world = self.engine.runtime.device, self.engine.runtime.world_size
+        self.engine.module.train()
+        self.seed_model()
+        # The loss of the step is one average over all predicted tokens of all processes and
+        # micro-batches, so their number has to be known before the first backward pass.
+        local = float(sum(int(batch.num_predicted) for batch in micro_batches))
+        asked = float(self.stop.signal is not None)
+        count, stopping = sum_over_ranks([local, asked], device)
+        scale = world / max(count, 1.0)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        for index, batch in enumerate(micro_batches):
+            last = index == len(micro_batches) - 1
+            tensors = batch.to(device).tensors()
+            loss_sum += self.engine.forward_backward(tensors, scale, last=last).double()
+        fraction = learning_rate_fraction(self.state.step, self.schedule, self.settings.max_steps)
+        self.learning_rate = set_learning_rate(self.engine.param_groups, fraction)
+        result = self.engine.step()
+        (total,) = sum_over_ranks([float(loss_sum)], device)
+        self.advance(micro_batches, result, total, count)
+        return result, stopping > 0
+
+    def seed_model(self) -> None:
+        """Gives the model its random numbers for this step.
+
+        They depend on (seed, step) alone, not on how the rows of the step are dealt out.
+        """
+        numbers = stream(self.seed, MODEL_STREAM, self.state.step)
+        self.model.set_seed(int(numbers.integers(2**62)))
+
+    @property
+    def model(self) -> LanguageModel:
+        module = self.engine.module
+        assert isinstance(module, LanguageModel)
+        return module
+
+    def advance(
+        self, micro_batches: list[Batch], result: StepResult, loss_sum: float, count: float
+    ) -> None:
+        """Moves the state past a step, applied or skipped."""
+        state, share = self.state, self.batches.share
+        length = micro_batches[0].input_ids.shape[1]
+        state.step += 1
+        state.cursor += share.rows_per_step
+        state.tokens += share.rows_per_step * length
+        finite = result.applied and math.isfinite(loss_sum)
+        state.nonfinite += not finite
+        state.nonfinite_in_a_row = 0 if finite else state.nonfinite_in_a_row + 1
+        padding = sum(batch.padding_share for batch in micro_batches) / len(micro_batches)
+        sums = {"padding": padding, "steps": 1.0}
+        if math.isfinite(loss_sum):
+            sums |= {"loss": loss_sum, "count": count}
+        for key, value in sums.items():
+            state.pending[key] = state.pending.get(key, 0.0) + value
+
+    def after_step(self, result: StepResult) -> None:
+        """What happens at some steps: log, evaluate, save."""
+        step, settings = self.state.step, self.settings
+        final = step == settings.max_steps
+        row: dict[str, float | int | None] = {}
+        if final or step % settings.log_every == 0:
+            row |= self.measure(result)
+        if self.validation is not None and (
+            final or (settings.eval_every and step % settings.eval_every == 0)
+        ):
+            row |= self.evaluate()
+        if row:
+            for tracker in self.trackers:
+                tracker.log(step, row)
+            self.console.metrics(step, row)
+        self.console.step(step)
+        every = self.checkpoint_config.every
+        if every and step % every == 0 and not final:
+            self.save()
+
+    def measure(self, result: StepResult) -> dict[str, float | int | None]:
+        """The figures of the steps since the last logged one."""
+        state, share = self.state, self.batches.share
+        now = time.perf_counter()
+        seconds, self.clock = now - self.clock, now
+        speed = (state.tokens - self.clock_tokens) / seconds
+        self.clock_tokens = state.tokens
+        state.seconds += seconds
+        sums, state.pending = state.pending, {}
+        loss = sums["loss"] / max(sums["count"], 1.0) if "loss" in sums else None
+        length = state.tokens // (state.step * share.rows_per_step)
+        flops = self.model.flops_per_token(length) * speed
+        causal = self.batches.maker.config.name == "causal"
+        return {
+            "tokens": state.tokens,
+            "loss": loss,
+            "bits_per_byte": loss / math.log(2) / self.bytes_per_token[0]
+            if causal and loss is not None
+            else None,
+            "learning_rate": self.learning_rate,
+            "gradient_norm": result.gradient_norm if result.applied else None,
+            "tokens_per_second": speed,
+            "model_flops_utilisation": flops / self.peak_flops if self.peak_flops else None,
+            "peak_memory_bytes": peak_memory_bytes(self.engine.runtime.device),
+            "padding_share": sums["padding"] / sums["steps"],
+            "nonfinite_steps": state.nonfinite,
+            "reversible_drift": self.drift(),
+            "seconds": state.seconds,
+        }
+
+    def drift(self) -> float | None:
+        """How far the last reversible backward pass landed from the true inputs."""
+        drift = self.model.reversible_drift()
+        if drift is not None and drift > self.settings.drift_warning:
+            self.console.say(
+                f"lsp: reconstruction drift {drift:.1e} is above trainer.drift_warning="
+                f"{self.settings.drift_warning:.1e}; memory=recomputed has none"
+            )
+        return drift
+
+    def evaluate(self) -> dict[str, float | int | None]:
+        """Validation loss, over all processes."""
+        assert self.validation is not None
+        started = time.perf_counter()
+        self.engine.module.eval()
+        found: Evaluation = evaluate(
+            self.engine, self.validation, self.engine.runtime.device, self.bytes_per_token[1]
+        )
+        state = self.state
+        state.validation_loss = found.loss
+        if math.isfinite(found.loss):
+            best = state.best_validation_loss
+            state.best_validation_loss = found.loss if best is None else min(best, found.loss)
+        # Time spent evaluating is not training speed.
+        self.clock += time.perf_counter() - started
+        causal = self.validation.maker.config.name == "causal"
+        bits = found.bits_per_byte if causal else None
+        text = f"{bits:.4f} bits/byte" if bits is not None else f"loss {found.loss:.4f}"
+        self.console.say(f"step {state.step}: validation {text}")
+        return {"validation_loss": found.loss, "validation_bits_per_byte": bits}
+
+    def save(self) -> None:
+        """Writes a checkpoint and deletes those that the policy no longer keeps."""
+        started = time.perf_counter()
+        path = save_snapshot(self.checkpoints, self.engine, self.state, self.config_yaml)
+        if self.engine.runtime.is_main:
+            self.checkpoints.retain(self.checkpoint_config)
+        self.clock += time.perf_counter() - started
+        self.console.say(f"step {self.state.step}: saved {path}")
+
+    def interrupted(self) -> int:
+        """Saves at once and leaves with the code that launchers requeue on."""
+        if self.state.step not in self.checkpoints.steps():
+            self.save()
+        self.console.say(
+            f"stopped at step {self.state.step} of {self.settings.max_steps}; the same command "
+            f"resumes there (exit code {INTERRUPTED})"
+        )
+        return INTERRUPTED
+
+    def diverged(self, result: StepResult) -> int:
+        """Says why the run ends; the last good checkpoint stays the newest."""
+        self.console.say(
+            f"lsp: {self.state.nonfinite_in_a_row} steps in a row had a non-finite loss or "
+            f"gradient (last gradient norm {result.gradient_norm}), trainer.max_nonfinite="
+            f"{self.settings.max_nonfinite}; the run stops. Try a lower "
+            "optimizer.learning_rate, a longer schedule.warmup_steps or precision=bf16/fp32"
+        )
+        return DIVERGED
