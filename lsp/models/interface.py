@@ -65,7 +65,8 @@ class Architecture:
     Attributes:
         name: Value of `architecture=`, which is also the published `model_type`.
         config_class: Dataclass with the field names of the published `config.json`.
-        build: Makes the model from its config, with fresh weights.
+        build: `build(config, memory=None)` makes the model, with fresh weights, from its config
+            and a `MemoryConfig`.
         objectives: Names of the objectives it can be trained with.
         length_multiple: Given a config, the number every sequence length must be a multiple of.
         resolve: Completes a config from what the run knows (vocabulary, special ids, sequence
@@ -75,7 +76,7 @@ class Architecture:
 
     name: str
     config_class: type
-    build: Callable[[Any], LanguageModel]
+    build: Callable[..., LanguageModel]
     objectives: tuple[str, ...]
     length_multiple: Callable[[Any], int]
     resolve: Callable[..., Any]

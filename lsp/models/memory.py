@@ -1,0 +1,48 @@
+"""How a model trades memory for time. Nothing here changes what is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lsp.core.errors import require, unknown_choice
+
+RESIDUALS = ("reversible", "recomputed", "stored")
+
+
+@dataclass
+class MemoryConfig:
+    """Execution options of a native model; none is part of the published `config.json`.
+
+    Attributes:
+        residual: What is kept per layer for the backward pass. `reversible`: nothing, the inputs
+            are computed back from the outputs. `recomputed`: the inputs. `stored`: everything,
+            as plain autograd does.
+        feed_forward_tiles: Tiles of the sequence in a feed-forward layer; 0 chooses from the sizes.
+        head_tiles: Tiles of the sequence in the language-model head; 0 chooses from the sizes.
+        attention_groups: Groups of attention heads evaluated one after the other; 0 chooses.
+        tile_megabytes: Size that the largest intermediate of a tile should stay below.
+        measure_drift: Whether to compare what the reversible stack computes back with what it
+            was given.
+    """
+
+    residual: str = "reversible"
+    feed_forward_tiles: int = 0
+    head_tiles: int = 0
+    attention_groups: int = 0
+    tile_megabytes: float = 16.0
+    measure_drift: bool = False
+
+    def __post_init__(self) -> None:
+        if self.residual not in RESIDUALS:
+            raise unknown_choice("memory.residual", self.residual, RESIDUALS)
+        for key in ("feed_forward_tiles", "head_tiles", "attention_groups"):
+            value = getattr(self, key)
+            require(value >= 0, f"memory.{key}={value} has to be 0 (automatic) or more")
+        require(
+            self.tile_megabytes > 0,
+            f"memory.tile_megabytes={self.tile_megabytes} has to be positive, such as 16",
+        )
+
+    def tiles_for(self, num_bytes: float) -> int:
+        """Number of tiles that keeps an intermediate of `num_bytes` below the budget."""
+        return max(1, -int(-num_bytes // (self.tile_megabytes * 2**20)))

@@ -1,0 +1,513 @@
+"""The Reformer (Kitaev et al., 2001.04451), causal or bidirectional.
+
+Reading order: `Reformer.forward` → `ReformerModel` (embeddings, stack) → `Attention` and
+`FeedForward`, the two branches of a layer. Module names are those of the published weights.
+Letters of shapes are in `lsp/core/batch.py`; E stands for the width of a group of heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lsp.core.errors import require
+from lsp.models.interface import LanguageModel
+from lsp.models.layers.dropout import derive_seed, seeded_dropout
+from lsp.models.layers.linear import HeadLinear
+from lsp.models.layers.local import local_attention
+from lsp.models.layers.losses import LanguageModelHead, tiled_loss
+from lsp.models.layers.lsh import automatic_num_buckets, hash_buckets, lsh_attention
+from lsp.models.layers.positions import AxialPositions, AxialTables, LearnedPositions
+from lsp.models.layers.reversible import Branch, Drift, Piece, run_stack
+from lsp.models.layers.tiling import tile_spans
+from lsp.models.memory import MemoryConfig
+from lsp.models.reformer_config import ReformerConfig
+
+EVALUATION_SEED = 0
+"""Of the hash rotations in evaluation mode: the same input always gives the same output."""
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "mish": F.mish,
+    "relu6": F.relu6,
+    "leaky_relu": F.leaky_relu,
+    "hardswish": F.hardswish,
+    "relu2": lambda x: F.relu(x).square(),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "linear": lambda x: x,
+}
+
+
+@dataclass
+class Memo:
+    """What a branch is told for one forward pass, and what its backward must find unchanged.
+
+    Attributes:
+        segment_ids: (B, L) document numbers, 0 for padding; None for one document per row.
+        dropout_seed: Of every dropout mask in the branch; None drops nothing.
+        hash_seed: Of the rotations that hash queries into buckets.
+        num_hashes: Rounds of hashing.
+        buckets: Buckets of a group of heads, by its first head, kept by the forward pass: after
+            rounding errors a query could fall into another bucket.
+    """
+
+    segment_ids: torch.Tensor | None
+    dropout_seed: int | None
+    hash_seed: int
+    num_hashes: int
+    buckets: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def seed(self, *key: int) -> int | None:
+        return None if self.dropout_seed is None else derive_seed(self.dropout_seed, *key)
+
+
+class SelfAttention(nn.Module):
+    """Projections and attention of some heads: (B, L, D) to (B, L, E)."""
+
+    def __init__(self, config: ReformerConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def project(self, linear: HeadLinear, x_BLD: torch.Tensor, heads: slice) -> torch.Tensor:
+        """Projects onto some heads: (B, L, D) to (B, N, L, H)."""
+        size = self.config.attention_head_size
+        out_BLE = linear(x_BLD, rows=slice(heads.start * size, heads.stop * size))
+        return out_BLE.unflatten(-1, (-1, size)).transpose(1, 2)
+
+
+class LocalSelfAttention(SelfAttention):
+    """Attention inside chunks of neighbouring positions."""
+
+    def __init__(self, config: ReformerConfig) -> None:
+        super().__init__(config)
+        width = config.num_attention_heads * config.attention_head_size
+        self.query = HeadLinear(config.hidden_size, width)
+        self.key = HeadLinear(config.hidden_size, width)
+        self.value = HeadLinear(config.hidden_size, width)
+
+    def forward(self, x_BLD: torch.Tensor, memo: Memo, heads: slice) -> torch.Tensor:
+        config = self.config
+        out_BNLH = local_attention(
+            self.project(self.query, x_BLD, heads),
+            self.project(self.key, x_BLD, heads),
+            self.project(self.value, x_BLD, heads),
+            chunk_length=config.local_attn_chunk_length,
+            chunks_before=config.local_num_chunks_before,
+            chunks_after=config.local_num_chunks_after,
+            causal=config.is_decoder,
+            segment_ids_BL=memo.segment_ids,
+            dropout=0.0 if memo.dropout_seed is None else config.local_attention_probs_dropout_prob,
+            dropout_seed=memo.seed(heads.start),
+        )
+        return out_BNLH.transpose(1, 2).flatten(2)
+
+
+class LSHSelfAttention(SelfAttention):
+    """Attention inside chunks of positions that hash alike; queries and keys are one."""
+
+    def __init__(self, config: ReformerConfig) -> None:
+        super().__init__(config)
+        width = config.num_attention_heads * config.attention_head_size
+        self.query_key = HeadLinear(config.hidden_size, width)
+        self.value = HeadLinear(config.hidden_size, width)
+
+    def forward(self, x_BLD: torch.Tensor, memo: Memo, heads: slice) -> torch.Tensor:
+        config = self.config
+        qk_BNLH = self.project(self.query_key, x_BLD, heads)
+        # A sequence of one chunk is attended whole.
+        if x_BLD.shape[1] > config.lsh_attn_chunk_length and heads.start not in memo.buckets:
+            memo.buckets[heads.start] = self.hash(qk_BNLH, memo, heads)
+        out_BNLH = lsh_attention(
+            qk_BNLH,
+            self.project(self.value, x_BLD, heads),
+            memo.buckets.get(heads.start),
+            chunk_length=config.lsh_attn_chunk_length,
+            chunks_before=config.lsh_num_chunks_before,
+            chunks_after=config.lsh_num_chunks_after,
+            causal=config.is_decoder,
+            segment_ids_BL=memo.segment_ids,
+            dropout=0.0 if memo.dropout_seed is None else config.lsh_attention_probs_dropout_prob,
+            dropout_seed=memo.seed(heads.start),
+        )
+        return out_BNLH.transpose(1, 2).flatten(2)
+
+    def hash(self, qk_BNLH: torch.Tensor, memo: Memo, heads: slice) -> torch.Tensor:
+        """Buckets of some heads: (B, N, R, L)."""
+        return hash_buckets(
+            qk_BNLH.detach(),
+            self.config.num_buckets,
+            memo.num_hashes,
+            seed=memo.hash_seed,
+            segment_ids_BL=memo.segment_ids,
+        )
+
+
+class Projection(nn.Module):
+    """Holds one linear layer, under the name that the published weights give it."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.dense = linear
+
+    def forward(self, x: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        return self.dense(x, **arguments)
+
+
+class Attention(Branch):
+    """Layer norm, attention and projection, for some heads at a time."""
+
+    def __init__(self, config: ReformerConfig, kind: str, memory: MemoryConfig) -> None:
+        super().__init__()
+        self.config, self.memory = config, memory
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attention = {"local": LocalSelfAttention, "lsh": LSHSelfAttention}[kind](config)
+        width = config.num_attention_heads * config.attention_head_size
+        self.output = Projection(HeadLinear(width, config.hidden_size))
+
+    def pieces(self, x_BLD: torch.Tensor) -> list[Piece]:
+        """Groups of heads: a tensor of one group is within budget, or a quarter of a stream."""
+        heads = self.config.num_attention_heads
+        groups = self.memory.attention_groups
+        if groups == 0:
+            stream = x_BLD.numel() * x_BLD.element_size()
+            width = self.config.attention_head_size / x_BLD.shape[2]
+            allowed = max(self.memory.tile_megabytes * 2**20, stream / 4)
+            groups = -(-heads // max(1, int(allowed / (stream * width))))
+        return [Piece(arguments={"heads": span}) for span in tile_spans(heads, groups)]
+
+    def forward(self, x_BLD: torch.Tensor, memo: Memo, heads: slice) -> torch.Tensor:
+        size = self.config.attention_head_size
+        out_BLE = self.self_attention(self.layer_norm(x_BLD), memo, heads)
+        columns = slice(heads.start * size, heads.stop * size)
+        out_BLD = self.output(out_BLE, columns=columns)
+        # The mask is that of the sum over all heads: the same for every group.
+        return seeded_dropout(out_BLD, self.config.hidden_dropout_prob, memo.seed(-1))
+
+
+class FeedForward(Branch):
+    """Layer norm and two linear layers, for a tile of the sequence at a time."""
+
+    def __init__(self, config: ReformerConfig, memory: MemoryConfig) -> None:
+        super().__init__()
+        self.config, self.memory = config, memory
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dense = Projection(nn.Linear(config.hidden_size, config.feed_forward_size))
+        self.output = Projection(nn.Linear(config.feed_forward_size, config.hidden_size))
+        self.activation = ACTIVATIONS[config.hidden_act]
+
+    def pieces(self, x_BLD: torch.Tensor) -> list[Piece]:
+        length, chunk = x_BLD.shape[1], self.config.chunk_size_feed_forward
+        tiles = self.memory.feed_forward_tiles or (-(-length // chunk) if chunk else 0)
+        if tiles == 0:
+            width = max(self.config.feed_forward_size, self.config.hidden_size)
+            tiles = self.memory.tiles_for(x_BLD.shape[0] * length * width * x_BLD.element_size())
+        return [Piece(s, {"offset": s.start}) for s in tile_spans(length, tiles)]
+
+    def forward(self, x_BKD: torch.Tensor, memo: Memo, offset: int) -> torch.Tensor:
+        dropout = self.config.hidden_dropout_prob
+        x_BKF = self.dense(self.layer_norm(x_BKD))
+        x_BKF = self.activation(seeded_dropout(x_BKF, dropout, memo.seed(offset, 0)))
+        return seeded_dropout(self.output(x_BKF), dropout, memo.seed(offset, 1))
+
+
+class ReformerLayer(nn.Module):
+    """The two branches of a layer; the stack calls them, never the layer."""
+
+    def __init__(self, config: ReformerConfig, kind: str, memory: MemoryConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config, kind, memory)
+        self.feed_forward = FeedForward(config, memory)
+
+
+class ReformerEmbeddings(nn.Module):
+    """Word and position embeddings."""
+
+    def __init__(self, config: ReformerConfig) -> None:
+        super().__init__()
+        self.dropout = config.hidden_dropout_prob
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings: nn.Module = (
+            AxialPositions(config.axial_pos_shape, config.axial_pos_embds_dim, self.dropout)
+            if config.axial_pos_embds
+            else LearnedPositions(config.max_position_embeddings, config.hidden_size, self.dropout)
+        )
+
+    def forward(
+        self, input_ids_BL: torch.Tensor, position_ids_BL: torch.Tensor, seed: int | None
+    ) -> torch.Tensor:
+        word_seed, position_seed = (
+            (None, None) if seed is None else (derive_seed(seed, 0), derive_seed(seed, 1))
+        )
+        words_BLD = seeded_dropout(self.word_embeddings(input_ids_BL), self.dropout, word_seed)
+        return words_BLD + self.position_embeddings(position_ids_BL, position_seed)
+
+
+class ReformerEncoder(nn.Module):
+    """The reversible stack, and the layer norm over both of its streams."""
+
+    def __init__(self, config: ReformerConfig, memory: MemoryConfig) -> None:
+        super().__init__()
+        self.config, self.memory = config, memory
+        self.drift = Drift()
+        self.layers = nn.ModuleList(ReformerLayer(config, k, memory) for k in config.attn_layers)
+        self.layer_norm = nn.LayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
+
+    def branches(self) -> list[Branch]:
+        return [b for layer in self.layers for b in (layer.attention, layer.feed_forward)]  # type: ignore[misc]
+
+    def forward(self, x_BLD: torch.Tensor, memos: list[Memo]) -> tuple[torch.Tensor, torch.Tensor]:
+        return run_stack(
+            x_BLD,
+            self.branches(),
+            memos,
+            residual=self.memory.residual,
+            drift=self.drift if self.memory.measure_drift else None,
+        )
+
+    def join(self, first: torch.Tensor, second: torch.Tensor, seed: int | None) -> torch.Tensor:
+        """Final hidden states of some positions from both streams: (B, K, 2 D)."""
+        joined = self.layer_norm(torch.cat([first, second], dim=-1))
+        return seeded_dropout(joined, self.config.hidden_dropout_prob, seed)
+
+
+class ReformerModel(nn.Module):
+    """From token ids to the two streams."""
+
+    def __init__(self, config: ReformerConfig, memory: MemoryConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = ReformerEmbeddings(config)
+        self.encoder = ReformerEncoder(config, memory)
+
+    def forward(
+        self,
+        input_ids_BL: torch.Tensor,
+        segment_ids_BL: torch.Tensor | None,
+        position_ids_BL: torch.Tensor,
+        *,
+        seed: int | None,
+        num_hashes: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both streams, (B, L, D) each.
+
+        Args:
+            input_ids_BL: (B, L) token ids.
+            segment_ids_BL: (B, L) document numbers, 0 for padding.
+            position_ids_BL: (B, L) positions.
+            seed: Of everything random in a training step; None in evaluation.
+            num_hashes: Rounds of hashing.
+        """
+        length = input_ids_BL.shape[1]
+        settle_num_buckets(self.config, length)
+        memos = [
+            Memo(
+                segment_ids_BL,
+                None if seed is None else derive_seed(seed, branch),
+                hash_seed(self.config, seed, branch),
+                num_hashes,
+            )
+            for branch in range(2 * self.config.num_hidden_layers)
+        ]
+        x_BLD = self.embeddings(
+            input_ids_BL, position_ids_BL, None if seed is None else derive_seed(seed, -1)
+        )
+        return self.encoder(x_BLD, memos)
+
+
+def hash_seed(config: ReformerConfig, seed: int | None, branch: int) -> int:
+    """Seed of a layer's rotations: as configured, or different in every layer and step."""
+    if config.hash_seed is not None:
+        return config.hash_seed
+    return derive_seed(EVALUATION_SEED if seed is None else seed, branch, 0)
+
+
+def settle_num_buckets(config: ReformerConfig, length: int) -> None:
+    """Chooses `num_buckets` from the first long sequence seen, and saves it in the config."""
+    chunk = config.lsh_attn_chunk_length
+    if "lsh" in config.attn_layers and config.num_buckets is None and length > chunk:
+        config.num_buckets = automatic_num_buckets(length, chunk, config.max_position_embeddings)
+
+
+class ReformerHead(nn.Module):
+    """Holds the projection onto the vocabulary.
+
+    The published weights have a bias that the published model does not apply. It is carried along
+    unused, and not learned.
+    """
+
+    def __init__(self, config: ReformerConfig) -> None:
+        super().__init__()
+        self.decoder = LanguageModelHead(2 * config.hidden_size, config.vocab_size, bias=False)
+        self.register_buffer("bias", torch.zeros(config.vocab_size))
+
+    def forward(self, hidden_BKD: torch.Tensor, labels_BK: torch.Tensor | None = None) -> Any:
+        return self.decoder(hidden_BKD, labels_BK)
+
+
+class Reformer(LanguageModel):
+    """A Reformer with its language-model head: causal where `is_decoder`, else bidirectional."""
+
+    def __init__(self, config: ReformerConfig, memory: MemoryConfig | None = None) -> None:
+        super().__init__()
+        config.validate()
+        self.config = config
+        self.memory = memory or MemoryConfig()
+        self.reformer = ReformerModel(config, self.memory)
+        self.lm_head = ReformerHead(config)
+        self._seed: int | None = None
+        self.apply(self._initialise)
+
+    def _initialise(self, module: nn.Module) -> None:
+        """Fresh weights, as published; norms keep torch's ones and zeros."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, AxialTables):
+            for table in module.parameters():
+                nn.init.normal_(table, std=self.config.axial_norm_std)
+
+    def begin_micro_batch(self, seed: int) -> None:
+        """Sets the seed of the next forward pass in training mode.
+
+        All dropout masks and hash rotations of that pass are a pure function of it. A pass that
+        was given none draws one number from torch's global CPU generator.
+        """
+        self._seed = seed
+
+    def _take_seed(self) -> int | None:
+        if not self.training:
+            return None
+        seed, self._seed = self._seed, None
+        return int(torch.randint(2**62, ())) if seed is None else seed
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor,
+        segment_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        num_hashes: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Summed loss and number of predicted positions.
+
+        Args:
+            input_ids: (B, L) token ids.
+            labels: (B, L) what each position predicts (already shifted), -100 for nothing.
+            segment_ids: (B, L) document numbers, 0 for padding; None for one document per row.
+            position_ids: (B, L) positions; None for 0..L-1.
+            num_hashes: Rounds of hashing, in place of the config's.
+
+        Raises:
+            UserError: In training mode, the length does not fit the chunks or the positions.
+        """
+        seed = self._take_seed()
+        first, second = self._streams(input_ids, segment_ids, position_ids, num_hashes, seed)
+        padding = first.shape[1] - labels.shape[1]
+        if padding:
+            labels = F.pad(labels, (0, padding), value=-100)
+        encoder, head = self.reformer.encoder, self.lm_head
+
+        def loss_of_tile(
+            first_BKD: torch.Tensor, second_BKD: torch.Tensor, labels_BK: torch.Tensor, tile: int
+        ) -> torch.Tensor:
+            tile_seed = None if seed is None else derive_seed(seed, -2, tile)
+            return head(encoder.join(first_BKD, second_BKD, tile_seed), labels_BK)[0]
+
+        learned = [*encoder.layer_norm.parameters(), *head.parameters()]
+        return tiled_loss(loss_of_tile, [first, second], labels, self._head_tiles(first), learned)
+
+    def _head_tiles(self, stream_BLD: torch.Tensor) -> int:
+        length, chunk = stream_BLD.shape[1], self.config.chunk_size_lm_head
+        tiles = self.memory.head_tiles or (-(-length // chunk) if chunk else 0)
+        width = max(self.config.vocab_size, 2 * self.config.hidden_size)
+        return tiles or self.memory.tiles_for(4 * stream_BLD.shape[0] * length * width)
+
+    def hidden_states(
+        self,
+        input_ids: torch.Tensor,
+        segment_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        num_hashes: int | None = None,
+    ) -> torch.Tensor:
+        """Final hidden states, after the layer norm over both streams: (B, L, 2 D)."""
+        seed = self._take_seed()
+        first, second = self._streams(input_ids, segment_ids, position_ids, num_hashes, seed)
+        last_seed = None if seed is None else derive_seed(seed, -2, 0)
+        hidden = self.reformer.encoder.join(first, second, last_seed)
+        return hidden[:, : input_ids.shape[1]]
+
+    def logits(
+        self,
+        input_ids: torch.Tensor,
+        segment_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        num_hashes: int | None = None,
+    ) -> torch.Tensor:
+        """Scores of every position: (B, L, V)."""
+        return self.lm_head(self.hidden_states(input_ids, segment_ids, position_ids, num_hashes))
+
+    def _streams(
+        self,
+        input_ids: torch.Tensor,
+        segment_ids: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        num_hashes: int | None,
+        seed: int | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both streams; in evaluation they are longer where the chunks ask for padding."""
+        length, config = input_ids.shape[1], self.config
+        rounds = config.num_hashes if num_hashes is None else num_hashes
+        require(rounds >= 1, f"num_hashes={rounds} has to be 1 or more")
+        if position_ids is None:
+            position_ids = torch.arange(length, device=input_ids.device).expand_as(input_ids)
+        padding = 0
+        if self.training:
+            config.check_length(length)
+        else:
+            require(
+                length <= config.max_positions,
+                f"{length} tokens are more than the {config.max_positions} positions that have an "
+                f"embedding",
+            )
+            if length > min(config.chunk_lengths.values()):
+                padding = -length % config.length_multiple
+        if padding:
+            if segment_ids is None:
+                segment_ids = torch.ones_like(input_ids)
+            segment_ids = F.pad(segment_ids, (0, padding))
+            position_ids = F.pad(position_ids, (0, padding))
+            input_ids = F.pad(input_ids, (0, padding), value=config.pad_token_id or 0)
+        return self.reformer(input_ids, segment_ids, position_ids, seed=seed, num_hashes=rounds)
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        """See `LanguageModel`; attention counts the keys of the chunks that a query compares."""
+        config = self.config
+        tables = (nn.Embedding, AxialTables)
+        looked_up = sum(
+            p.numel() for m in self.modules() if isinstance(m, tables) for p in m.parameters()
+        )
+        weights = sum(p.numel() for p in self.parameters()) - looked_up
+        keys = 0
+        for kind in config.attn_layers:
+            chunk = getattr(config, f"{kind}_attn_chunk_length")
+            around = getattr(config, f"{kind}_num_chunks_before")
+            around += getattr(config, f"{kind}_num_chunks_after")
+            whole = sequence_length <= chunk
+            rounds = config.num_hashes if kind == "lsh" and not whole else 1
+            keys += rounds * min(sequence_length, chunk * (1 + around))
+        width = config.num_attention_heads * config.attention_head_size
+        return 6.0 * weights + 12.0 * keys * width

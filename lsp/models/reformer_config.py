@@ -1,0 +1,337 @@
+"""Configuration of the Reformer (2001.04451), under the names of the published `config.json`.
+
+This file imports no torch, so that the command line can show the options without it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from math import isqrt, lcm, prod
+from typing import Any
+
+from lsp.core.errors import UserError, require, unknown_choice
+
+MODEL_TYPE = "reformer"
+ATTENTION_KINDS = ("local", "lsh")
+# fmt: off
+ACTIVATIONS = (
+    "relu", "gelu", "gelu_new", "gelu_pytorch_tanh", "silu", "swish", "tanh", "sigmoid", "mish",
+    "relu6", "leaky_relu", "hardswish", "relu2", "quick_gelu", "linear",
+)
+
+# Keys of published files that say nothing about this model: the bookkeeping of `transformers`,
+# and leftovers of its first releases.
+IGNORED_KEYS = frozenset((
+    "_name_or_path", "model_type", "architectures", "transformers_version", "dtype", "torch_dtype",
+    "id2label", "label2id", "num_labels", "problem_type", "output_hidden_states",
+    "output_attentions", "return_dict", "is_encoder_decoder", "num_hidden_layers",
+    "task_specific_params", "intermediate_size", "type_vocab_size", "output_past",
+    "sinusoidal_pos_embds", "num_chunks_before", "num_chunks_after", "sep_token_id",
+    "cls_token_id", "mask_token_id", "decoder_start_token_id", "attn_implementation",
+    "_attn_implementation_autoset",
+))
+# fmt: on
+
+
+@dataclass
+class ReformerConfig:
+    """Options of the published model, with its names and its defaults.
+
+    Their meaning is that of the published documentation. `num_buckets` is a number, its factors,
+    or None for a choice made from the sequence length; `eos_token_id` a number, several, or None.
+    """
+
+    attention_head_size: int = 64
+    attn_layers: list[str] = field(
+        default_factory=lambda: ["local", "lsh", "local", "lsh", "local", "lsh"]
+    )
+    axial_norm_std: float = 1.0
+    axial_pos_embds: bool = True
+    axial_pos_shape: list[int] = field(default_factory=lambda: [64, 64])
+    axial_pos_embds_dim: list[int] = field(default_factory=lambda: [64, 192])
+    chunk_size_feed_forward: int = 0
+    chunk_size_lm_head: int = 0
+    eos_token_id: Any = 2
+    feed_forward_size: int = 512
+    hash_seed: int | None = None
+    hidden_act: str = "relu"
+    hidden_dropout_prob: float = 0.05
+    hidden_size: int = 256
+    initializer_range: float = 0.02
+    is_decoder: bool = False
+    layer_norm_eps: float = 1e-12
+    local_num_chunks_before: int = 1
+    local_num_chunks_after: int = 0
+    local_attention_probs_dropout_prob: float = 0.05
+    local_attn_chunk_length: int = 64
+    lsh_attn_chunk_length: int = 64
+    lsh_attention_probs_dropout_prob: float = 0.0
+    lsh_num_chunks_before: int = 1
+    lsh_num_chunks_after: int = 0
+    max_position_embeddings: int = 4096
+    num_attention_heads: int = 12
+    num_buckets: Any = None
+    num_hashes: int = 1
+    vocab_size: int = 320
+    tie_word_embeddings: bool = False
+    use_cache: bool = True
+    classifier_dropout: float | None = None
+    bos_token_id: int | None = None
+    pad_token_id: int | None = 0
+
+    def __post_init__(self) -> None:
+        """Checks every field by itself; `validate` checks how they fit together."""
+        for key in (
+            "attention_head_size", "feed_forward_size", "hidden_size", "local_attn_chunk_length",
+            "lsh_attn_chunk_length", "max_position_embeddings", "num_attention_heads",
+            "num_hashes", "vocab_size",
+        ):  # fmt: skip
+            value = getattr(self, key)
+            require(value >= 1, f"{key}={value} has to be 1 or more")
+        for key in (
+            "chunk_size_feed_forward", "chunk_size_lm_head", "local_num_chunks_before",
+            "local_num_chunks_after", "lsh_num_chunks_before", "lsh_num_chunks_after",
+        ):  # fmt: skip
+            value = getattr(self, key)
+            require(value >= 0, f"{key}={value} has to be 0 or more")
+        for key in (
+            "hidden_dropout_prob", "local_attention_probs_dropout_prob",
+            "lsh_attention_probs_dropout_prob",
+        ):  # fmt: skip
+            value = getattr(self, key)
+            require(0 <= value < 1, f"{key}={value} has to be at least 0 and below 1, such as 0.1")
+        require(
+            len(self.attn_layers) > 0, "attn_layers=[] has to name a layer, such as [local,lsh]"
+        )
+        for kind in self.attn_layers:
+            if kind not in ATTENTION_KINDS:
+                raise unknown_choice("attn_layers", kind, ATTENTION_KINDS)
+        if self.hidden_act not in ACTIVATIONS:
+            raise unknown_choice("hidden_act", self.hidden_act, ACTIVATIONS)
+        require(
+            not self.tie_word_embeddings,
+            "tie_word_embeddings=true cannot work: the head reads both streams, twice hidden_size; "
+            "use false",
+        )
+        self.num_buckets = _checked_buckets(self.num_buckets)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return len(self.attn_layers)
+
+    @property
+    def chunk_lengths(self) -> dict[str, int]:
+        """Chunk length by the name of its option, of the kinds of attention in use."""
+        names = {"local": "local_attn_chunk_length", "lsh": "lsh_attn_chunk_length"}
+        return {names[kind]: getattr(self, names[kind]) for kind in sorted(set(self.attn_layers))}
+
+    @property
+    def length_multiple(self) -> int:
+        """The number that every sequence length longer than one chunk must be a multiple of."""
+        return lcm(*self.chunk_lengths.values())
+
+    @property
+    def max_positions(self) -> int:
+        """How many positions have an embedding."""
+        return prod(self.axial_pos_shape) if self.axial_pos_embds else self.max_position_embeddings
+
+    def validate(self) -> None:
+        """Checks that the fields fit together.
+
+        Raises:
+            UserError: They do not; the message names the keys and values that would.
+        """
+        if self.axial_pos_embds:
+            dims, shape = list(self.axial_pos_embds_dim), list(self.axial_pos_shape)
+            fit = _axial_dims(self.hidden_size)
+            require(
+                len(dims) == len(shape) and all(n >= 1 for n in dims + shape),
+                f"axial_pos_shape={shape} and axial_pos_embds_dim={dims} need as many entries, "
+                f"all positive",
+            )
+            require(
+                sum(dims) == self.hidden_size,
+                f"axial_pos_embds_dim={dims} adds up to {sum(dims)}, not to hidden_size="
+                f"{self.hidden_size}: use for example {fit}",
+            )
+        if self.is_decoder:
+            for kind in sorted(set(self.attn_layers)):
+                after = getattr(self, f"{kind}_num_chunks_after")
+                require(
+                    after == 0,
+                    f"{kind}_num_chunks_after={after} lets a causal model see later tokens: use 0",
+                )
+        for key in ("pad_token_id", "bos_token_id"):
+            value = getattr(self, key)
+            require(
+                value is None or 0 <= value < self.vocab_size,
+                f"{key}={value} is not below vocab_size={self.vocab_size}",
+            )
+
+    def check_length(self, sequence_length: int) -> None:
+        """Refuses a training length that does not fit the chunks or the positions."""
+        multiple = self.length_multiple
+        below = max(sequence_length // multiple, 1) * multiple
+        chunks = ", ".join(f"{key}={value}" for key, value in self.chunk_lengths.items())
+        require(
+            sequence_length % multiple == 0 or sequence_length <= min(self.chunk_lengths.values()),
+            f"sequence_length={sequence_length} is not a multiple of {multiple} ({chunks}): "
+            f"use {below} or {below + multiple}",
+        )
+        require(
+            sequence_length <= self.max_positions,
+            f"sequence_length={sequence_length} is longer than the {self.max_positions} positions "
+            f"that have an embedding: shorten it, or raise "
+            f"{'axial_pos_shape' if self.axial_pos_embds else 'max_position_embeddings'}",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as the published `config.json` has them."""
+        return {
+            "model_type": MODEL_TYPE,
+            **dataclasses.asdict(self),
+            "num_hidden_layers": self.num_hidden_layers,
+        }
+
+    @classmethod
+    def from_dict(cls, published: Mapping[str, Any]) -> ReformerConfig:
+        """Reads the content of a published `config.json`.
+
+        Raises:
+            UserError: A key is not known, or a value cannot work.
+        """
+        names = {f.name for f in dataclasses.fields(cls)}
+        kind = published.get("model_type", MODEL_TYPE)
+        require(kind == MODEL_TYPE, f"model_type={kind} is not a Reformer: use {MODEL_TYPE}")
+        values = {}
+        for key, value in published.items():
+            if key in names:
+                values[key] = list(value) if isinstance(value, tuple) else value
+            elif key not in IGNORED_KEYS:
+                near = get_close_matches(key, names, n=1)
+                hint = f": did you mean '{near[0]}'?" if near else ""
+                raise UserError(f"{key} is not an option of the Reformer{hint}")
+        require(
+            not published.get("sinusoidal_pos_embds", False),
+            "sinusoidal_pos_embds=true is not supported: use axial_pos_embds=true or false",
+        )
+        config = cls(**values)
+        config.validate()
+        return config
+
+
+def resolve(
+    config: ReformerConfig,
+    *,
+    vocab_size: int,
+    sequence_length: int,
+    causal: bool,
+    pad_token_id: int | None = None,
+    eos_token_id: int | None = None,
+    bos_token_id: int | None = None,
+    mask_token_id: int | None = None,
+) -> ReformerConfig:
+    """Completes a config from what a run knows, and refuses what cannot work.
+
+    Fields left at their default are chosen here: the axial shape (as square as the sequence
+    length allows), the axial dimensions, the number of positions and of buckets. What the user
+    chose is kept, or refused where it does not fit.
+
+    Args:
+        config: What the user gave; not modified.
+        vocab_size: Number of ids of the tokenizer.
+        sequence_length: Positions in a row.
+        causal: Whether the objective predicts the next token.
+        pad_token_id: The tokenizer's; None leaves the config's.
+        eos_token_id: The tokenizer's; None leaves the config's.
+        bos_token_id: The tokenizer's; None leaves the config's.
+        mask_token_id: The tokenizer's; the published config has no field for it.
+
+    Raises:
+        UserError: A value cannot work; the message names values that would.
+    """
+    from lsp.models.layers.lsh import automatic_num_buckets
+
+    config, default = copy.deepcopy(config), ReformerConfig()
+    if config.vocab_size == default.vocab_size:
+        config.vocab_size = vocab_size
+    require(
+        config.vocab_size >= vocab_size,
+        f"vocab_size={config.vocab_size} is smaller than the tokenizer's {vocab_size}: "
+        f"leave it out, or use {vocab_size} or more",
+    )
+    for key, value in (
+        ("pad_token_id", pad_token_id),
+        ("eos_token_id", eos_token_id),
+        ("bos_token_id", bos_token_id),
+    ):
+        if value is not None:
+            setattr(config, key, value)
+    config.is_decoder = causal
+    if config.max_position_embeddings == default.max_position_embeddings:
+        config.max_position_embeddings = sequence_length
+    require(
+        config.max_position_embeddings >= sequence_length,
+        f"max_position_embeddings={config.max_position_embeddings} is below sequence_length="
+        f"{sequence_length}: leave it out, or use {sequence_length} or more",
+    )
+    if config.axial_pos_embds:
+        _resolve_axial(config, default, sequence_length)
+    config.validate()
+    config.check_length(sequence_length)
+    if "lsh" in config.attn_layers and config.num_buckets is None:
+        config.num_buckets = _checked_buckets(
+            automatic_num_buckets(
+                max(sequence_length, config.lsh_attn_chunk_length),
+                config.lsh_attn_chunk_length,
+                config.max_position_embeddings,
+            )
+        )
+    return config
+
+
+def _resolve_axial(config: ReformerConfig, default: ReformerConfig, sequence_length: int) -> None:
+    """Chooses the axial shape and dimensions where they are at their default."""
+    shape = list(config.axial_pos_shape)
+    if not shape or (shape == default.axial_pos_shape and prod(shape) != sequence_length):
+        shape = config.axial_pos_shape = _axial_shape(sequence_length)
+    require(
+        prod(shape) == sequence_length,
+        f"axial_pos_shape={shape} has {prod(shape)} positions, not sequence_length="
+        f"{sequence_length}: use {_axial_shape(sequence_length)}, sequence_length={prod(shape)}, "
+        f"or axial_pos_embds=false",
+    )
+    dims = list(config.axial_pos_embds_dim)
+    untouched = dims == default.axial_pos_embds_dim and sum(dims) != config.hidden_size
+    if not dims or untouched:
+        config.axial_pos_embds_dim = _axial_dims(config.hidden_size)
+
+
+def _axial_shape(sequence_length: int) -> list[int]:
+    """The two factors of a length that are closest to its square root, smaller first."""
+    rows = next(n for n in range(isqrt(sequence_length), 0, -1) if sequence_length % n == 0)
+    return [rows, sequence_length // rows]
+
+
+def _axial_dims(hidden_size: int) -> list[int]:
+    """A quarter for the slow axis and the rest for the fast one, as the published default has."""
+    return [hidden_size // 4, hidden_size - hidden_size // 4]
+
+
+def _checked_buckets(value: Any) -> Any:
+    """`num_buckets` as None, an even number, or a list of even numbers."""
+    if value is None:
+        return None
+    factors = [value] if isinstance(value, int) else value
+    good = not isinstance(value, bool | str) and not isinstance(factors, float)
+    good = good and all(isinstance(n, int) and n >= 2 and n % 2 == 0 for n in factors)
+    require(
+        good and len(factors) > 0,
+        f"num_buckets={value} has to be an even number such as 64, even factors such as [16,32], "
+        f"or null to choose from the sequence length",
+    )
+    return value if isinstance(value, int) else [int(n) for n in factors]
