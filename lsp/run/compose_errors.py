@@ -114,7 +114,7 @@ def _nearest(full_key: str, known: Sequence[str]) -> tuple[list[str], list[str]]
     short = [key for name, key in siblings.items() if _initials(name) == last]  # lr
     close = [siblings[name] for name in get_close_matches(last, siblings, n=2)]
     near = list(dict.fromkeys(short + close + elsewhere))[:3]
-    return near, list(siblings) if parent else []
+    return near, list(siblings) if parent or len(siblings) <= 12 else []
 
 
 def _initials(name: str) -> str:

@@ -73,10 +73,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(
-            re.fullmatch(r"[\w.=+-]+", self.run_name) is not None
-            and self.run_name.strip(".") != "",
+            re.fullmatch(r"[\w.+-]+", self.run_name) is not None and self.run_name.strip(".") != "",
             f"run_name={self.run_name!r} must be the name of one folder: letters, digits and "
-            "_ . = + -, e.g. run_name=first_run (checkpoint.root says where it lies)",
+            "_ . + -, e.g. run_name=first_run (checkpoint.root says where it lies)",
         )
         require(0 <= self.seed < 2**63, f"seed={self.seed} must be 0 or more")
         for key in ("sequence_length", "tokens_per_step"):

@@ -1,0 +1,40 @@
+"""`lsp import`: a published checkpoint becomes a run that continues training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lsp.cli.verb import Verb
+
+if TYPE_CHECKING:
+    from lsp.run.config import ImportConfig
+
+
+def run(config: ImportConfig) -> int:
+    """Refuses an architecture that is not known, then imports."""
+    from lsp.run.validate import require_architecture
+
+    require_architecture(config.architecture)
+    from lsp.run.importing import run_import
+
+    return run_import(config)
+
+
+VERB = Verb(
+    name="import",
+    summary="make a run from a published checkpoint",
+    examples=(
+        (
+            "a checkpoint of the Hub",
+            "lsp import from=google/reformer-enwik8 out=checkpoints/enwik8",
+        ),
+        ("a folder, for example an export", "lsp import from=exported/first_run"),
+    ),
+    keys={
+        "from": "folder or Hub name",
+        "out": "folder of the run; checkpoints/<last part of from> where not given",
+        "architecture": "name of the architecture",
+    },
+    run=run,
+    exit_codes={},
+)

@@ -1,0 +1,56 @@
+"""`lsp prepare`: documents become packed shards, as `lsp train` would make them itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lsp.cli.verb import Verb
+from lsp.core.exit_codes import DONE
+
+if TYPE_CHECKING:
+    from lsp.run.config import RunConfig
+
+
+def run(config: RunConfig) -> int:
+    """Refuses lengths that do not fit the architecture, then prepares."""
+    from lsp.run.validate import validate_data
+
+    validate_data(config)
+    from lsp.run.build import prepare_data
+
+    prepare_data(config)
+    return DONE
+
+
+VERB = Verb(
+    name="prepare",
+    summary="turn documents into packed shards (lsp train does so by itself)",
+    examples=(
+        (
+            "text files, with a vocabulary learnt from them",
+            "lsp prepare data=text 'data.paths=[corpus/*.txt]' tokenizer=bpe",
+        ),
+        (
+            "one JSON document in a line, whole documents in long rows",
+            "lsp prepare data=jsonl 'data.paths=[corpus/*.jsonl.gz]' sequence_length=16384",
+        ),
+        (
+            "a dataset of the Hub, streamed, up to a size",
+            "lsp prepare data=hub_dataset data.name=NAME data.streaming=true data.max_bytes=1000000000",
+        ),
+    ),
+    keys={
+        "sequence_length": "tokens in a row",
+        "data.paths": "files, globs or folders (text, jsonl, parquet)",
+        "data.field": "field or column of the text (jsonl, parquet, hub_dataset)",
+        "data.document": "one document of a text file: file, line or paragraph",
+        "data.validation_fraction": "share of documents held out",
+        "data.max_bytes": "stop after so many bytes of text",
+        "data.num_processes": "processes that tokenize, 0 for one per core",
+        "data.cache_root": "folder of prepared corpora",
+        "packing.align_documents": "documents begin on chunk boundaries",
+        "packing.append_eos": "documents end with the end-of-sequence token",
+    },
+    run=run,
+    exit_codes={},
+)

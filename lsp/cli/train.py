@@ -1,0 +1,74 @@
+"""`lsp train`: pretrains a model from scratch, or goes on with a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lsp.cli.verb import Verb
+from lsp.core.exit_codes import DIVERGED, INTERRUPTED
+
+if TYPE_CHECKING:
+    from lsp.run.config import RunConfig
+
+
+def run(config: RunConfig) -> int:
+    """Refuses what cannot work, then trains."""
+    from lsp.run.validate import validate_training
+
+    validate_training(config)
+    from lsp.run.build import run_training
+
+    return run_training(config)
+
+
+VERB = Verb(
+    name="train",
+    summary="pretrain a model, or go on with a run of that name",
+    examples=(
+        ("a first run: real text, no network, no GPU", "lsp train experiment=first_run"),
+        (
+            "your own text, with a vocabulary learnt from it",
+            "lsp train run_name=corpus data=text 'data.paths=[corpus/*.txt]' tokenizer=bpe",
+        ),
+        (
+            "longer sequences, the same tokens in a step",
+            "lsp train run_name=long sequence_length=8192 tokens_per_step=8192",
+        ),
+        (
+            "predict masked tokens instead of the next one",
+            "lsp train run_name=masked objective=masked packing=one_per_row",
+        ),
+        (
+            "several processes, the optimizer sharded over them",
+            "torchrun --nproc-per-node 2 -m lsp train run_name=two parallelism=zero2",
+        ),
+        (
+            "a sweep: every combination, one run each",
+            "lsp train -m optimizer=adamw,muon seed=0,1",
+        ),
+    ),
+    keys={
+        "run_name": "the run is <checkpoint.root>/<run_name>/",
+        "seed": "of weights, data order, dropout and hashing",
+        "sequence_length": "tokens in a row",
+        "tokens_per_step": "tokens in an optimizer step, over all processes",
+        "trainer.max_steps": "optimizer steps of the run",
+        "trainer.eval_every": "steps between evaluations, 0 for the end only",
+        "trainer.log_every": "steps between logged rows",
+        "trainer.micro_batch": "rows in one forward pass, 0 chooses",
+        "optimizer.learning_rate": "peak of the schedule",
+        "schedule.warmup_steps": "steps of the linear warmup",
+        "data.paths": "files, globs or folders (text, jsonl, parquet)",
+        "packing.align_documents": "documents begin on chunk boundaries",
+        "parallelism.device": "auto, cpu or cuda",
+        "checkpoint.root": "folder of runs",
+        "checkpoint.every": "steps between checkpoints, 0 for the end only",
+        "checkpoint.keep_last": "how many of the newest are kept",
+        "checkpoint.resume": "auto, never or must",
+    },
+    run=run,
+    exit_codes={
+        DIVERGED: "the loss stayed non-finite; starting again would only repeat it",
+        INTERRUPTED: "interrupted and saved; the same command goes on",
+    },
+)

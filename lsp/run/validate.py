@@ -1,0 +1,172 @@
+"""Checks across the parts of a configuration, made before any heavy work.
+
+Each part checks itself (`__post_init__`); here is what only their combination decides.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lsp.core.errors import UserError, require, unknown_choice
+from lsp.core.ranks import world_size
+from lsp.run.compose import in_architecture
+from lsp.run.config import ARCHITECTURES, RunConfig
+
+WHOLE_MATRICES = ("AdafactorConfig", "MuonConfig")
+"""Optimizers whose update needs whole weight matrices, which ZeRO does not leave in one place."""
+
+
+def validate_data(config: RunConfig) -> None:
+    """Checks what shapes the prepared data.
+
+    Raises:
+        UserError: The objective, the packing or the length does not fit the architecture.
+    """
+    from lsp.models.registry import ARCHITECTURES as REGISTRY
+
+    architecture = REGISTRY[
+        next(name for name, cls in ARCHITECTURES.items() if isinstance(config.architecture, cls))
+    ]
+    if config.objective.name not in architecture.objectives:
+        raise UserError(
+            f"objective={config.objective.name} is not possible with "
+            f"architecture={architecture.name}: choose one of {', '.join(architecture.objectives)}"
+        )
+    require(
+        architecture.segments or config.packing.strategy == "one_per_row",
+        f"packing={config.packing.strategy} puts several documents into a row, and "
+        f"architecture={architecture.name} cannot keep them apart: use packing=one_per_row",
+    )
+    try:
+        # The tokenizer may not exist yet: here the vocabulary is taken to fit.
+        architecture.resolve(
+            config.architecture,
+            vocab_size=config.architecture.vocab_size,
+            sequence_length=config.sequence_length,
+            causal=config.objective.name == "causal",
+        )
+    except ValueError as error:
+        raise in_architecture(error, type(config.architecture)) from error
+
+
+def validate_training(config: RunConfig) -> None:
+    """Checks everything that can be known before the data is prepared and the model built.
+
+    Raises:
+        UserError: A combination cannot work; the message names values that would.
+    """
+    processes = world_size()
+    _check_strategy(config, processes)
+    _check_device(config)
+    _check_tokens_per_step(config, processes)
+    _check_schedule(config)
+    validate_data(config)
+
+
+def _check_strategy(config: RunConfig, processes: int) -> None:
+    strategy = config.parallelism.strategy
+    require(
+        strategy != "single" or processes == 1,
+        f"parallelism=single is for one process, and {processes} were started: "
+        "use parallelism=ddp, zero1, zero2 or zero3",
+    )
+    optimizer = type(config.optimizer).__name__
+    require(
+        config.parallelism.zero_stage == 0 or optimizer not in WHOLE_MATRICES,
+        f"optimizer={optimizer.removesuffix('Config').lower()} needs whole weight matrices, which "
+        f"parallelism={strategy} takes apart: use optimizer=adamw, or parallelism=ddp",
+    )
+
+
+def _check_device(config: RunConfig) -> None:
+    import torch
+
+    device = config.parallelism.device
+    has_gpu = torch.cuda.is_available()
+    require(
+        device != "cuda" or has_gpu,
+        "parallelism.device=cuda: this machine has no CUDA device that torch can use; "
+        "use parallelism.device=auto or cpu",
+    )
+    require(
+        config.precision.name != "fp16" or (has_gpu and device != "cpu"),
+        "precision=fp16 needs a GPU: use precision=bf16 or fp32 on a CPU",
+    )
+
+
+def _check_tokens_per_step(config: RunConfig, processes: int) -> None:
+    """The batch is what the user says it is, on any number of processes, or the run is refused."""
+    tokens, length = config.tokens_per_step, config.sequence_length
+    share = length * processes
+    below = max(tokens // share, 1) * share
+    nearest = f"{below}" if below > tokens else f"{below} or {below + share}"
+    require(
+        tokens % share == 0,
+        f"tokens_per_step={tokens} is not a multiple of {share} (sequence_length={length} x "
+        f"{processes} process{'es' if processes > 1 else ''}): use {nearest}",
+    )
+    rows, micro_batch = tokens // share, config.trainer.micro_batch
+    require(
+        micro_batch == 0 or rows % micro_batch == 0,
+        f"trainer.micro_batch={micro_batch} does not divide the {rows} rows of one process in a "
+        f"step: use 0 (automatic) or one of {_divisors(rows)}",
+    )
+
+
+def _divisors(number: int) -> str:
+    divisors = [n for n in range(1, min(number, 1024) + 1) if number % n == 0]
+    return ", ".join(map(str, dict.fromkeys([*divisors[:12], number])))
+
+
+def _check_schedule(config: RunConfig) -> None:
+    schedule, steps = config.schedule, config.trainer.max_steps
+    require(
+        schedule.warmup_steps < steps,
+        f"schedule.warmup_steps={schedule.warmup_steps} is not below trainer.max_steps={steps}: "
+        f"use {steps // 10}, or train longer",
+    )
+    if schedule.name == "warmup_stable_decay":
+        room = steps - schedule.warmup_steps
+        require(
+            schedule.decay_steps <= room,
+            f"schedule.decay_steps={schedule.decay_steps} does not fit between "
+            f"schedule.warmup_steps={schedule.warmup_steps} and trainer.max_steps={steps}: "
+            f"use {room} or less, or 0 for a tenth of the run",
+        )
+    else:
+        require(
+            schedule.decay_steps == 0,
+            f"schedule.decay_steps={schedule.decay_steps} is read only by "
+            f"schedule=warmup_stable_decay, not by {schedule.name}",
+        )
+
+
+def require_run(run: str) -> None:
+    """Checks that a folder is that of a run.
+
+    Raises:
+        UserError: It is not; the message names runs that are there.
+    """
+    folder = Path(run)
+    if (folder / "config.yaml").is_file():
+        if folder.name.startswith("step-"):
+            raise UserError(
+                f"run={run} is one checkpoint: write run={folder.parent} "
+                f"checkpoint={folder.name.removeprefix('step-').lstrip('0') or '0'}"
+            )
+        return
+    parent = folder.parent if folder.parent.is_dir() else Path("checkpoints")
+    runs = sorted(str(path.parent) for path in parent.glob("*/config.yaml"))
+    if runs:
+        raise unknown_choice("run", run, runs)
+    raise UserError(f"run={run} is not the folder of a run, and there is none in {parent}/")
+
+
+def require_architecture(name: str) -> None:
+    """Checks the name of an architecture.
+
+    Raises:
+        UserError: It is not known.
+    """
+    if name not in ARCHITECTURES:
+        raise unknown_choice("architecture", name, ARCHITECTURES)
