@@ -49,6 +49,26 @@ class LanguageModel(nn.Module, ABC):
     ) -> torch.Tensor:
         """Scores of the next (causal) or the same (masked) token: (B, L, V)."""
 
+    def new_cache(self) -> Any:
+        """An empty memory for `step`: what the model remembers of one batch of texts."""
+        return []
+
+    @torch.no_grad()
+    def step(self, input_ids: torch.Tensor, cache: Any) -> torch.Tensor:
+        """Reads the next tokens of a text and scores the one after them.
+
+        This one reads the whole text again every time; models that can do better replace both.
+
+        Args:
+            input_ids: (B, T) tokens that follow those already read; the prompt, or one token.
+            cache: Made by `new_cache`, and brought up to date.
+
+        Returns:
+            (B, V) scores of the next token.
+        """
+        cache.append(input_ids)
+        return self.logits(torch.cat(cache, dim=1))[:, -1]
+
     @abstractmethod
     def flops_per_token(self, sequence_length: int) -> float:
         """Floating-point operations of one training step per token, without recomputation.
@@ -56,6 +76,20 @@ class LanguageModel(nn.Module, ABC):
         Multiply and add count as two; the backward pass counts twice the forward. The convention
         is that of PaLM (2204.02311, appendix B), so that model FLOPs utilisation is comparable.
         """
+
+    @abstractmethod
+    def begin_micro_batch(self, seed: int) -> None:
+        """Sets the seed of everything random in the next training forward pass."""
+
+    def measure_drift(self, enabled: bool) -> None:
+        """Asks the next backward pass to measure how exactly it reconstructs its inputs."""
+
+    def reversible_drift(self) -> float | None:
+        """Largest relative error of the last measured reconstruction; None without one.
+
+        Reading it waits for the device.
+        """
+        return None
 
 
 @dataclass(frozen=True)

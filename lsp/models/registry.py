@@ -28,3 +28,8 @@ def get(name: str) -> Architecture:
     if name not in ARCHITECTURES:
         raise unknown_choice("architecture", name, ARCHITECTURES)
     return ARCHITECTURES[name]
+
+
+def name_of(config: object) -> str:
+    """The name of the architecture that a config belongs to."""
+    return next(name for name, row in ARCHITECTURES.items() if type(config) is row.config_class)

@@ -107,7 +107,7 @@ class ZeroEngine(Engine):
             yield name, safe_get_full_fp32_param(parameter).detach()
         for name, buffer in self.module.named_buffers():
             if name in self._persistent_buffers():
-                yield name, buffer.detach()
+                yield name, buffer.detach().float() if buffer.is_floating_point() else buffer
 
     def _persistent_buffers(self) -> set[str]:
         return set(self.module.state_dict()) - set(self.names)
@@ -115,6 +115,7 @@ class ZeroEngine(Engine):
     def optimizer_state(self) -> Iterator[tuple[str, torch.Tensor]]:
         if not self._fields():
             return
+        self._link_state()
         step = torch.tensor(self._step_count(), dtype=torch.float32)
         for name, parameter in self.module.named_parameters():
             yield f"{name}/step", step
@@ -166,7 +167,16 @@ class ZeroEngine(Engine):
             self.zero.optimizer.state[flat] = {"step": torch.tensor(steps.copy().pop())} | {
                 field: torch.zeros_like(flat) for field in sorted(fields - {"step"})
             }
+        self._link_state()
+
+    def _link_state(self) -> None:
+        """Makes the state reachable per parameter (ZeRO-1 and 2).
+
+        DeepSpeed does so right after the step of the first parameter group, when the others
+        have no state yet, and never again.
+        """
         if self.stage < 3:
+            self.zero._hp_optimizer_states_linked = False
             self.zero._lazy_init_hp_params_optimizer_state()
 
     def _set(self, parameter: nn.Parameter, value: torch.Tensor, field: str | None) -> None:

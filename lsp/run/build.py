@@ -81,14 +81,14 @@ def build_trainer(
     snapshot = None
     if step_dir is not None:
         check_unchanged(config, step_dir)
-        snapshot = load_snapshot(step_dir, prepared.fingerprint)
+        snapshot = load_snapshot(step_dir, prepared.manifest["fingerprint"])
     if place.is_main:
         _write_run_files(config, prepared)
 
     seed_everything(config.seed)
     model = build_model(config)
     state = snapshot.state if snapshot is not None else TrainState()
-    state.data_fingerprint = prepared.fingerprint
+    state.data_fingerprint = prepared.manifest["fingerprint"]
     if snapshot is not None:
         load_weights(model, snapshot.weights, snapshot.path)
     share = plan_share(config, place)
@@ -112,7 +112,10 @@ def build_trainer(
         engine=engine,
         batches=TrainingBatches(_maker(config, prepared, "train", vocabulary), share),
         validation=_validation(config, prepared, vocabulary, share),
-        bytes_per_token=(prepared.bytes_per_token("train"), prepared.bytes_per_token("validation")),
+        bytes_per_token=(
+            bytes_per_token(prepared, "train"),
+            bytes_per_token(prepared, "validation"),
+        ),
         settings=config.trainer,
         schedule=config.schedule,
         checkpoints=store,
@@ -147,7 +150,7 @@ def complete_architecture(config: RunConfig, prepared: PreparedData) -> Vocabula
     """Fills in what the architecture's config leaves to the run, in place."""
     vocabulary = vocabulary_of(prepared)
     architecture = registry.get(registry.name_of(config.architecture))
-    special = prepared.manifest.special_ids
+    special = prepared.manifest["tokenizer"]["special_ids"]
     config.architecture = architecture.resolve(
         config.architecture,
         vocab_size=vocabulary.size,
@@ -161,12 +164,18 @@ def complete_architecture(config: RunConfig, prepared: PreparedData) -> Vocabula
 
 def vocabulary_of(prepared: PreparedData) -> Vocabulary:
     """What objectives need to know of the tokenizer."""
-    special = prepared.manifest.special_ids
+    special = prepared.manifest["tokenizer"]["special_ids"]
     return Vocabulary(
-        size=prepared.manifest.vocab_size,
+        size=prepared.manifest["tokenizer"]["vocab_size"],
         mask_id=special.get("mask"),
         special_ids=frozenset(i for i in special.values() if i is not None),
     )
+
+
+def bytes_per_token(prepared: PreparedData, split: str) -> float:
+    """Bytes of text behind a token of the split, to turn nats per token into bits per byte."""
+    counts = prepared.manifest["splits"][split]
+    return counts["bytes"] / max(1, counts["tokens"])
 
 
 def build_model(config: RunConfig) -> LanguageModel:

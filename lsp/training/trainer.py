@@ -86,7 +86,7 @@ class Trainer:
         """One optimizer step; returns its result and whether any process was asked to stop."""
         device, world = self.engine.runtime.device, self.engine.runtime.world_size
         self.engine.module.train()
-        self.seed_model()
+        self.measure_drift()
         # The loss of the step is one average over all predicted tokens of all processes and
         # micro-batches, so their number has to be known before the first backward pass.
         local = float(sum(int(batch.num_predicted) for batch in micro_batches))
@@ -97,6 +97,7 @@ class Trainer:
         for index, batch in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             tensors = batch.to(device).tensors()
+            self.model.begin_micro_batch(self.model_seed())
             loss_sum += self.engine.forward_backward(tensors, scale, last=last).double()
         fraction = learning_rate_fraction(self.state.step, self.schedule, self.settings.max_steps)
         self.learning_rate = set_learning_rate(self.engine.param_groups, fraction)
@@ -105,13 +106,18 @@ class Trainer:
         self.advance(micro_batches, result, total, count)
         return result, stopping > 0
 
-    def seed_model(self) -> None:
-        """Gives the model its random numbers for this step.
+    def model_seed(self) -> int:
+        """Seed of what is random inside the model, for this step.
 
-        They depend on (seed, step) alone, not on how the rows of the step are dealt out.
+        It depends on (seed, step) alone, not on how the rows of the step are dealt out.
         """
-        numbers = stream(self.seed, MODEL_STREAM, self.state.step)
-        self.model.set_seed(int(numbers.integers(2**62)))
+        return int(stream(self.seed, MODEL_STREAM, self.state.step).integers(2**62))
+
+    def measure_drift(self) -> None:
+        """Asks for a measurement at some steps: comparing costs little, reading it a sync."""
+        every = self.settings.drift_every
+        self.measuring = bool(every) and (self.state.step + 1) % every == 0
+        self.model.measure_drift(self.measuring)
 
     @property
     def model(self) -> LanguageModel:
@@ -190,7 +196,7 @@ class Trainer:
 
     def drift(self) -> float | None:
         """How far the last reversible backward pass landed from the true inputs."""
-        drift = self.model.reversible_drift()
+        drift = self.model.reversible_drift() if self.measuring else None
         if drift is not None and drift > self.settings.drift_warning:
             self.console.say(
                 f"lsp: reconstruction drift {drift:.1e} is above trainer.drift_warning="
