@@ -28,6 +28,8 @@ from lsp.models.layers.reversible import Branch, Drift, Piece, run_stack
 from lsp.models.layers.tiling import tile_spans
 from lsp.models.memory import MemoryConfig
 from lsp.models.reformer_config import ReformerConfig
+from lsp.models.reformer_generation import LayerCache, ReformerCache
+from lsp.models.reformer_generation import step as generation_step
 
 EVALUATION_SEED = 0
 """Of the hash rotations in evaluation mode: the same input always gives the same output."""
@@ -299,7 +301,7 @@ class ReformerModel(nn.Module):
         position_ids_BL: torch.Tensor,
         *,
         seed: int | None,
-        num_hashes: int,
+        num_hashes: int | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both streams, (B, L, D) each.
 
@@ -308,23 +310,34 @@ class ReformerModel(nn.Module):
             segment_ids_BL: (B, L) document numbers, 0 for padding.
             position_ids_BL: (B, L) positions.
             seed: Of everything random in a training step; None in evaluation.
-            num_hashes: Rounds of hashing.
+            num_hashes: Rounds of hashing; None for the config's.
         """
-        length = input_ids_BL.shape[1]
-        settle_num_buckets(self.config, length)
-        memos = [
-            Memo(
-                segment_ids_BL,
-                None if seed is None else derive_seed(seed, branch),
-                hash_seed(self.config, seed, branch),
-                num_hashes,
-            )
-            for branch in range(2 * self.config.num_hidden_layers)
-        ]
+        memos = self.memos(segment_ids_BL, input_ids_BL.shape[1], seed, num_hashes)
         x_BLD = self.embeddings(
             input_ids_BL, position_ids_BL, None if seed is None else derive_seed(seed, -1)
         )
         return self.encoder(x_BLD, memos)
+
+    def memos(
+        self,
+        segment_ids_BL: torch.Tensor | None,
+        length: int,
+        seed: int | None,
+        num_hashes: int | None,
+    ) -> list[Memo]:
+        """One memo per branch, for a forward pass over `length` positions."""
+        settle_num_buckets(self.config, length)
+        rounds = self.config.num_hashes if num_hashes is None else num_hashes
+        require(rounds >= 1, f"num_hashes={rounds} has to be 1 or more")
+        return [
+            Memo(
+                segment_ids_BL,
+                None if seed is None else derive_seed(seed, branch),
+                hash_seed(self.config, seed, branch),
+                rounds,
+            )
+            for branch in range(2 * self.config.num_hidden_layers)
+        ]
 
 
 def hash_seed(config: ReformerConfig, seed: int | None, branch: int) -> int:
@@ -469,29 +482,41 @@ class Reformer(LanguageModel):
         seed: int | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both streams; in evaluation they are longer where the chunks ask for padding."""
-        length, config = input_ids.shape[1], self.config
-        rounds = config.num_hashes if num_hashes is None else num_hashes
-        require(rounds >= 1, f"num_hashes={rounds} has to be 1 or more")
+        if self.training:
+            self.config.check_length(input_ids.shape[1])
+        padded = self.padded(input_ids, segment_ids, position_ids)
+        return self.reformer(*padded, seed=seed, num_hashes=num_hashes)
+
+    def padded(
+        self,
+        input_ids: torch.Tensor,
+        segment_ids: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Ids, segments and positions of a length that fits the chunks, as published."""
+        config, length = self.config, input_ids.shape[1]
+        require(
+            length <= config.max_positions,
+            f"{length} tokens are more than the {config.max_positions} positions that have an "
+            f"embedding",
+        )
         if position_ids is None:
             position_ids = torch.arange(length, device=input_ids.device).expand_as(input_ids)
-        padding = 0
-        if self.training:
-            config.check_length(length)
-        else:
-            require(
-                length <= config.max_positions,
-                f"{length} tokens are more than the {config.max_positions} positions that have an "
-                f"embedding",
-            )
-            if length > min(config.chunk_lengths.values()):
-                padding = -length % config.length_multiple
-        if padding:
-            if segment_ids is None:
-                segment_ids = torch.ones_like(input_ids)
-            segment_ids = F.pad(segment_ids, (0, padding))
-            position_ids = F.pad(position_ids, (0, padding))
-            input_ids = F.pad(input_ids, (0, padding), value=config.pad_token_id or 0)
-        return self.reformer(input_ids, segment_ids, position_ids, seed=seed, num_hashes=rounds)
+        padding = -length % config.length_multiple
+        if padding == 0 or length <= min(config.chunk_lengths.values()):
+            return input_ids, segment_ids, position_ids
+        if segment_ids is None:
+            segment_ids = torch.ones_like(input_ids)
+        input_ids = F.pad(input_ids, (0, padding), value=config.pad_token_id or 0)
+        return input_ids, F.pad(segment_ids, (0, padding)), F.pad(position_ids, (0, padding))
+
+    def new_cache(self) -> ReformerCache:
+        """An empty memory for `step`."""
+        return ReformerCache([LayerCache() for _ in self.config.attn_layers])
+
+    def step(self, input_ids: torch.Tensor, cache: ReformerCache) -> torch.Tensor:
+        """Scores of the token after `input_ids`: see `reformer_generation.step`."""
+        return generation_step(self, input_ids, cache)
 
     def flops_per_token(self, sequence_length: int) -> float:
         """See `LanguageModel`; attention counts the keys of the chunks that a query compares."""

@@ -97,7 +97,9 @@ class ParameterGradients:
             hook.remove()
         for i, total in waiting.items():  # used by an earlier piece, but not by the last
             parameter = self._parameters[i]
-            torch.autograd.backward(parameter.view_as(parameter), total.to(parameter.dtype))
+            with torch.enable_grad():
+                same = parameter.view_as(parameter)
+            torch.autograd.backward(same, total.to(parameter.dtype))
         self._sums = [None] * len(self._parameters)
 
 
