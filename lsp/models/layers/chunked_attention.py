@@ -1,15 +1,143 @@
-"""What LSH and local attention share: document bookkeeping and windows of neighbouring chunks."""
+"""The kernel that LSH and local attention share: blocks of chunks that see neighbouring chunks.
+
+Scores exist for one block at a time, small enough to stay in a core's cache, in both passes: the
+backward computes them again from what the forward kept of each softmax (as in flash attention,
+2205.14135). Scores are kept in base 2, since `exp2` is several times cheaper than `exp` on a CPU.
+Masks are arithmetic (a broadcast subtraction and a clamp), which is several times cheaper than
+comparing and filling.
+
+Beyond the legend of `lsp.core.batch`: T heads computed together, M chunks of a block over its T
+heads, W keys seen by a chunk, E positions of a block's chunks and their neighbours.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log
 
 import torch
 
 from lsp.core.errors import require
 
+LN2 = log(2.0)
+LOG2E = 1 / LN2
+
 SELF_SCORE = -1e5
 """Score of a token with itself in LSH attention (2001.04451, section 2): the last resort."""
 MASKED_SCORE = -1e9
-"""Score of a key that must not be seen."""
+"""Score of a key that must not be seen, in the published model."""
+
+# What stands for them in base 2. A later key is at -FAR times its distance, padding at -FAR; the
+# clamp brings both to FLOOR, so that a row that sees nothing is uniform; another document's key is
+# then pushed below everything. The steps are far apart: exp2 of any difference of two is exactly 0.
+# FAR is a power of two so that position * FAR is exact in fp32 (up to 2**24 positions).
+SELF_LEVEL = SELF_SCORE * LOG2E
+FAR = 2.0**20
+FLOOR = -FAR / 2
+OTHER_DOCUMENT = 2.0**30
+
+CPU_BLOCK = 2**18  # scores per block: measured best on cores with 1 MB of L2 cache
+GPU_BLOCK = 2**27  # fixed, not from free memory: both passes must cut the same blocks
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a chunk sees: itself and some chunks before and after, on a ring."""
+
+    chunk_length: int
+    before: int
+    after: int
+
+    @property
+    def size(self) -> int:
+        return self.chunk_length * (1 + self.before + self.after)
+
+    def ring(self, length: int, device: torch.device) -> torch.Tensor:
+        """Indices 0..length-1 preceded and followed by the neighbours on the ring: (E,) int64."""
+        first, last = -self.before * self.chunk_length, length + self.after * self.chunk_length
+        return torch.arange(first, last, device=device) % length
+
+    def span(self, first: int, last: int) -> slice:
+        """Where on the ring chunks first..last-1 and their neighbours lie."""
+        return slice(
+            first * self.chunk_length, (last + self.before + self.after) * self.chunk_length
+        )
+
+    def own(self, x_TEX: torch.Tensor) -> torch.Tensor:
+        """The chunks themselves, without the outer neighbours: (T, C * K, ...)."""
+        start = self.before * self.chunk_length
+        return x_TEX[:, start : x_TEX.shape[1] - self.after * self.chunk_length]
+
+    def keys(self, x_TEH: torch.Tensor) -> torch.Tensor:
+        """What each chunk sees: (M, W, H).
+
+        A view that overlaps itself where the matrix product takes one at full speed (one head,
+        fp32), else a copy.
+        """
+        windows = x_TEH.unfold(1, self.size, self.chunk_length).transpose(-1, -2)
+        windows = windows.reshape(-1, self.size, x_TEH.shape[-1])
+        return windows.contiguous() if x_TEH.dtype.itemsize < 4 else windows
+
+    def query_codes(self, x_TE: torch.Tensor) -> torch.Tensor:
+        """One number per query: (T, C, K, 1)."""
+        return self.own(x_TE).unflatten(1, (-1, self.chunk_length))[..., None]
+
+    def key_codes(self, x_TE: torch.Tensor) -> torch.Tensor:
+        """One number per key seen by a chunk: (T, C, 1, W)."""
+        return x_TE.unfold(1, self.size, self.chunk_length)[:, :, None]
+
+    def by_chunk(self, x_TLH: torch.Tensor) -> torch.Tensor:
+        """(T, C * K, H) to (M, K, H), without a copy where one head makes that possible."""
+        return x_TLH.reshape(-1, self.chunk_length, x_TLH.shape[-1])
+
+    def add_windows(self, ring_TEH: torch.Tensor, grad_MWH: torch.Tensor, fresh: bool) -> None:
+        """Adds the gradients of what each chunk saw to where it came from.
+
+        With `fresh`, `ring_TEH` need not be initialised and has just those positions.
+        """
+        heads, width = ring_TEH.shape[0], self.chunk_length
+        chunks_TCKH = ring_TEH.unflatten(1, (-1, width))
+        grad_TCWH = grad_MWH.unflatten(0, (heads, -1))
+        count = grad_TCWH.shape[1]
+        for shift in range(1 + self.before + self.after):
+            part = grad_TCWH[:, :, shift * width : (shift + 1) * width]
+            if fresh and shift == 0:
+                chunks_TCKH[:, :count] = part
+                chunks_TCKH[:, count:] = 0
+            else:
+                chunks_TCKH[:, shift : shift + count] += part
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What does not differ from row to row."""
+
+    window: Window
+    causal: bool
+    dropout: float
+    dropout_seed: int | None
+
+
+def check_chunks(name: str, sequence_length: int, chunk_length: int) -> None:
+    """Refuses a sequence that is longer than one chunk and not a whole number of chunks."""
+    below = sequence_length // chunk_length * chunk_length
+    require(
+        sequence_length <= chunk_length or below == sequence_length,
+        f"{name}={chunk_length} does not divide the sequence length {sequence_length}: "
+        f"use a length of {below} or {below + chunk_length}, or a chunk length that divides it",
+    )
+
+
+def block_sizes(device: torch.device, heads: int, chunks: int, window: Window) -> tuple[int, int]:
+    """How many heads are computed together, and how many chunks of each.
+
+    On a CPU one head and what fits its cache; elsewhere as much as a fixed budget holds.
+    """
+    per_chunk = window.chunk_length * window.size
+    if device.type == "cpu":
+        return 1, max(1, min(chunks, CPU_BLOCK // per_chunk))
+    chunks = max(1, min(chunks, GPU_BLOCK // per_chunk))
+    return max(1, min(heads, GPU_BLOCK // (per_chunk * chunks))), chunks
 
 
 def documents(segment_ids_BL: torch.Tensor) -> torch.Tensor:
@@ -33,21 +161,259 @@ def documents(segment_ids_BL: torch.Tensor) -> torch.Tensor:
     return starts_BL.cumsum(dim=1, dtype=torch.int32)
 
 
-def check_chunks(name: str, sequence_length: int, chunk_length: int) -> None:
-    """Refuses a sequence that is longer than one chunk and not a whole number of chunks."""
-    below = sequence_length // chunk_length * chunk_length
-    require(
-        sequence_length <= chunk_length or below == sequence_length,
-        f"{name}={chunk_length} does not divide the sequence length {sequence_length}: "
-        f"use a length of {below} or {below + chunk_length}, or a chunk length that divides it",
-    )
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """The type of scores, softmax and sums: fp32, or fp64 where the input is."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def windows(x: torch.Tensor, before: int, after: int) -> torch.Tensor:
-    """Joins each chunk with its neighbours on a ring: (..., C, K, *) -> (..., C, W, *).
+class Workspace:
+    """Buffers that every block uses again, by name, so that they stay in the cache."""
 
-    `x` has the chunks in dimension 2 and the positions of a chunk in dimension 3.
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.buffers: dict[str, torch.Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A buffer with undefined contents, valid until the same name is taken again."""
+        size = torch.Size(shape).numel()
+        buffer = self.buffers.get(name)
+        if buffer is None or buffer.numel() < size or buffer.dtype != dtype:
+            buffer = torch.empty(size, dtype=dtype, device=self.device)
+            self.buffers[name] = buffer
+        return buffer[:size].view(shape)
+
+
+class Dropout:
+    """Attention dropout that a seed replays; the global generator is not touched."""
+
+    def __init__(self, rate: float, seed: int | None, device: torch.device) -> None:
+        # Sixteen random bits decide about a weight: a 64-bit draw serves four of them.
+        self.dropped = round(rate * 2**16)
+        self.seed = seed
+        self.generator = torch.Generator(device)
+        assert not self.dropped or seed is not None, "dropout needs a seed"
+
+    def restart(self, unit: int) -> None:
+        """Begins the numbers of one unit of work: the same in the forward and the backward."""
+        if self.dropped:
+            assert self.seed is not None
+            self.generator.manual_seed((self.seed * 1_000_003 + unit) % 2**63)
+
+    def apply(self, weights: torch.Tensor, workspace: Workspace) -> None:
+        """Drops some of `weights` in place and scales up the rest."""
+        if not self.dropped:
+            return
+        draws = workspace.take("draws", (-(-weights.numel() // 4),), torch.int64)
+        draws.random_(-(2**63), None, generator=self.generator)
+        keep = workspace.take("keep", tuple(weights.shape), weights.dtype)
+        keep.view(-1).copy_(draws.view(torch.int16)[: weights.numel()])
+        # A draw is one of -2**15 .. 2**15-1, and the lowest `dropped` of them are dropped.
+        keep.sub_(self.dropped - 2**15 - 1).clamp_(0, 1).mul_(2**16 / (2**16 - self.dropped))
+        weights.mul_(keep)
+
+
+class RowMask:
+    """What documents and padding hide in one row, for the blocks where they hide anything.
+
+    The positions are those of the attention's own order. In LSH attention that order sorts by
+    document first and padding last in each, so this is the same for every head and round.
     """
-    if before == 0 and after == 0:
-        return x
-    return torch.cat([x.roll(-shift, dims=2) for shift in range(-before, after + 1)], dim=3)
+
+    def __init__(
+        self, window: Window, document_L: torch.Tensor, padding_L: torch.Tensor, dtype: torch.dtype
+    ) -> None:
+        ring_E = window.ring(len(document_L), document_L.device)
+        document_1E = document_L.to(dtype)[ring_E][None] * OTHER_DOCUMENT
+        padding_1E = padding_L.to(dtype)[ring_E][None] * FAR
+        self.q_document = window.query_codes(document_1E)
+        self.k_document = window.key_codes(document_1E)
+        self.k_padding = window.key_codes(padding_1E)
+        # Most chunks see one document and no padding.
+        q_first = self.q_document[:, :, :1]
+        hides = (self.k_document != q_first) | (self.k_padding != 0)
+        hides = hides.any(-1).flatten() | (self.q_document != q_first).flatten(2).any(-1).flatten()
+        # On a GPU, masking costs less than waiting for the answer.
+        self.hides = hides.tolist() if document_L.device.type == "cpu" else None
+
+    def block(self, first: int, last: int) -> tuple[torch.Tensor, ...] | None:
+        """Codes of the queries' documents, the keys' documents and the keys' padding, or None."""
+        if self.hides is not None and not any(self.hides[first:last]):
+            return None
+        codes = self.q_document, self.k_document, self.k_padding
+        return tuple(code[:, first:last] for code in codes)
+
+
+@dataclass
+class Block:
+    """Queries of some chunks and the keys that they may see.
+
+    Attributes:
+        q: (M, K, H) queries.
+        k: (M, W, H) keys, scaled so that a product with a query is a score in base 2.
+        v: (M, W, H) values.
+        window: What a chunk sees.
+        heads: T, of M = T * C.
+        places: FAR times the position of each query (T, C, K, 1) and key (T, C, 1, W).
+        causal: Whether later keys are hidden.
+        hidden: What `RowMask.block` says.
+        self_edges: In LSH attention, how many chunks at the start and at the end of the block look
+            into another round, where a token meets itself again; None in local attention.
+    """
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    window: Window
+    heads: int
+    places: tuple[torch.Tensor, torch.Tensor]
+    causal: bool
+    hidden: tuple[torch.Tensor, ...] | None
+    self_edges: tuple[int, int] | None
+
+    def scores(self, workspace: Workspace) -> torch.Tensor:
+        """Scores in base 2, masked: (M, K, W), valid until the next call."""
+        shape = (self.q.shape[0], self.q.shape[1], self.k.shape[1])
+        dtype = compute_dtype(self.q)
+        scores = workspace.take("scores", shape, dtype)
+        scores_TCKW = scores.unflatten(0, (self.heads, -1))
+        if self.causal:
+            torch.sub(*self.places, out=scores_TCKW).clamp_(max=0)
+        if self.q.dtype != dtype:
+            half = workspace.take("half", shape, self.q.dtype)
+            torch.bmm(self.q, self.k.transpose(1, 2), out=half)
+            if self.causal:
+                scores += workspace.take("weights", shape, dtype).copy_(half)
+            else:
+                scores.copy_(half)
+        elif self.causal:
+            scores.baddbmm_(self.q, self.k.transpose(1, 2))
+        else:
+            torch.bmm(self.q, self.k.transpose(1, 2), out=scores)
+        if self.hidden is not None:
+            q_document, k_document, k_padding = self.hidden
+            gap = workspace.take("weights", (1, *scores_TCKW.shape[1:]), dtype)
+            torch.sub(q_document, k_document, out=gap).abs_()
+            scores_TCKW.sub_(k_padding).clamp_(min=FLOOR).sub_(gap)
+        self.fill_self(scores, SELF_LEVEL)
+        return scores
+
+    def fill_self(self, scores: torch.Tensor, value: float) -> None:
+        """Writes `value` wherever a token meets itself (LSH attention only)."""
+        if self.self_edges is None:
+            return
+        before = self.window.before * self.window.chunk_length
+        scores.diagonal(before, 1, 2).fill_(value)
+        scores_TCKW = scores.unflatten(0, (self.heads, -1))
+        chunks = scores_TCKW.shape[1]
+        q_place, k_place = self.places
+        first, last = self.self_edges
+        for edge in (slice(0, first), slice(chunks - last, chunks)):
+            if edge.start < edge.stop:
+                same = q_place[:, edge] == k_place[:, edge]
+                scores_TCKW[:, edge].masked_fill_(same, value)
+
+
+@dataclass
+class Rows:
+    """What is kept of each softmax, one number per query, in the caller's shape.
+
+    The weights of a row are `exp2(scores - base) * share`.
+
+    `share` is 1 but for rows stuck at one level, where everything is masked or nothing but the
+    token itself is visible: there the published model's sum over a row rounds (1e9 + log n is 1e9
+    in fp32), and so does ours, to give the same output.
+    """
+
+    base: torch.Tensor
+    share: torch.Tensor
+    log_sum: torch.Tensor  # natural, as the published model has it: compared between rounds
+
+
+def finish_rows(highest: torch.Tensor, total: torch.Tensor) -> Rows:
+    """Makes rows of the highest score in each, and of the sum of `exp2(scores - highest)`."""
+    base = highest + total.log2()
+    rows = Rows(base, torch.ones_like(base), base * LN2)
+    for level, published in ((SELF_LEVEL, SELF_SCORE), (FLOOR, MASKED_SCORE)):
+        stuck = highest == level
+        log_sum = published + total.log()
+        rows.base = torch.where(stuck, highest, rows.base)
+        rows.share = torch.where(stuck, (published - log_sum).exp(), rows.share)
+        rows.log_sum = torch.where(stuck, log_sum, rows.log_sum)
+    return rows
+
+
+def block_forward(
+    block: Block, dropout: Dropout, workspace: Workspace
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Attention of one block, before the rows are normalised.
+
+    Returns:
+        The sum of values (M, K, H) weighted by `exp2(scores - highest)`, valid until the next
+        call; highest (M, K, 1); the sum of the weights (M, K, 1).
+    """
+    weights = block.scores(workspace)
+    highest = weights.amax(-1, keepdim=True)
+    total = weights.sub_(highest).exp2_().sum(-1, keepdim=True)
+    dropout.apply(weights, workspace)
+    weights = cast(weights, block.v.dtype, "half", workspace)
+    shape = (*block.q.shape[:2], block.v.shape[-1])
+    out = torch.bmm(weights, block.v, out=workspace.take("out", shape, block.v.dtype))
+    return out, highest, total
+
+
+def block_backward(
+    block: Block,
+    grad_MKH: torch.Tensor,
+    base: torch.Tensor,
+    delta: torch.Tensor,
+    dropout: Dropout,
+    workspace: Workspace,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of one block, valid until the next call.
+
+    Args:
+        block: As in the forward.
+        grad_MKH: Gradient of the output times the share of its row, in the inputs' type.
+        base: (M, K, 1) of the rows.
+        delta: (M, K, 1) inner product of the output and its gradient, times the share.
+        dropout: Restarted for the same unit as in the forward.
+        workspace: Of buffers.
+
+    Returns:
+        Gradients of the queries (M, K, H), to be multiplied by ln 2 as the keys here are in base
+        2, of the keys as if they were in base e (M, W, H), and of the values (M, W, H).
+    """
+    weights = block.scores(workspace).sub_(base).exp2_()
+    shape, dtype, half_dtype = tuple(weights.shape), weights.dtype, grad_MKH.dtype
+    grads = workspace.take("weights", shape, dtype)
+    if half_dtype == dtype:
+        torch.bmm(grad_MKH, block.v.transpose(1, 2), out=grads)
+    else:
+        half = workspace.take("half", shape, half_dtype)
+        grads.copy_(torch.bmm(grad_MKH, block.v.transpose(1, 2), out=half))
+    kept = weights
+    if dropout.dropped:
+        # With Z the kept and scaled entries: dV = (P Z)' dO and dS = P (Z dP - delta).
+        kept = workspace.take("kept", shape, dtype).fill_(1)
+        dropout.apply(kept, workspace)
+        grads.mul_(kept)
+        kept.mul_(weights)
+    kept = cast(kept, half_dtype, "half", workspace)
+    grad_v = workspace.take("grad_v", tuple(block.v.shape), half_dtype)
+    torch.bmm(kept.transpose(1, 2), grad_MKH, out=grad_v)
+    grads.sub_(delta).mul_(weights)
+    block.fill_self(grads, 0.0)
+    if block.hidden is not None:
+        # A row where everything is masked has constant scores.
+        grads.mul_(base > FLOOR / 2)
+    grads = cast(grads, half_dtype, "half", workspace)
+    grad_q = workspace.take("grad_q", tuple(block.q.shape), half_dtype)
+    grad_k = workspace.take("grad_k", tuple(block.k.shape), half_dtype)
+    torch.bmm(grads, block.k, out=grad_q)
+    torch.bmm(grads.transpose(1, 2), block.q, out=grad_k)
+    return grad_q, grad_k, grad_v
+
+
+def cast(x: torch.Tensor, dtype: torch.dtype, name: str, workspace: Workspace) -> torch.Tensor:
+    """`x` in another type, in the buffer of that name; itself where it has that type."""
+    return x if x.dtype == dtype else workspace.take(name, tuple(x.shape), dtype).copy_(x)

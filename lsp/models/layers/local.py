@@ -2,9 +2,190 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator
+from typing import Any
 
-from lsp.models.layers.chunked_attention import MASKED_SCORE, check_chunks, documents, windows
+import torch
+from torch.autograd.function import once_differentiable
+
+from lsp.models.layers.chunked_attention import (
+    FAR,
+    LN2,
+    LOG2E,
+    Block,
+    Dropout,
+    RowMask,
+    Settings,
+    Window,
+    Workspace,
+    block_backward,
+    block_forward,
+    block_sizes,
+    check_chunks,
+    compute_dtype,
+    documents,
+    finish_rows,
+)
+
+
+class _Tile:
+    """Some heads of one row, block by block."""
+
+    def __init__(
+        self,
+        q_TLH: torch.Tensor,
+        k_TLH: torch.Tensor,
+        v_TLH: torch.Tensor,
+        mask: RowMask | None,
+        settings: Settings,
+        chunks_per_block: int,
+    ) -> None:
+        self.heads, self.length, size = q_TLH.shape
+        self.mask, self.settings, self.chunks_per_block = mask, settings, chunks_per_block
+        self.scale = size**-0.5
+        self.ring_E = settings.window.ring(self.length, q_TLH.device)
+        self.place_1E = self.ring_E.to(compute_dtype(q_TLH))[None] * FAR
+        self.q_TLH = q_TLH
+        self.k_TEH = k_TLH.index_select(1, self.ring_E).mul_(self.scale * LOG2E)
+        self.v_TEH = v_TLH.index_select(1, self.ring_E)
+
+    def blocks(self) -> Iterator[tuple[Block, slice, slice]]:
+        """Blocks in order, the positions of their queries, and of their keys on the ring."""
+        window = self.settings.window
+        chunks = self.length // window.chunk_length
+        for first in range(0, chunks, self.chunks_per_block):
+            last = min(first + self.chunks_per_block, chunks)
+            slots = slice(first * window.chunk_length, last * window.chunk_length)
+            span = window.span(first, last)
+            place_1E = self.place_1E[:, span]
+            block = Block(
+                q=window.by_chunk(self.q_TLH[:, slots]),
+                k=window.keys(self.k_TEH[:, span]),
+                v=window.keys(self.v_TEH[:, span]),
+                window=window,
+                heads=self.heads,
+                places=(window.query_codes(place_1E), window.key_codes(place_1E)),
+                causal=self.settings.causal,
+                hidden=None if self.mask is None else self.mask.block(first, last),
+                self_edges=None,
+            )
+            yield block, slots, span
+
+
+class _LocalAttention(torch.autograd.Function):
+    """Loops over rows, tiles of heads and blocks; recomputes the scores backwards."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q_BNLH: torch.Tensor,
+        k_BNLH: torch.Tensor,
+        v_BNLH: torch.Tensor,
+        document_BL: torch.Tensor | None,
+        padding_BL: torch.Tensor | None,
+        settings: Settings,
+    ) -> torch.Tensor:
+        ctx.settings = settings
+        out_BNLH = torch.empty_like(v_BNLH)
+        base_BNL = torch.empty(q_BNLH.shape[:3], dtype=compute_dtype(q_BNLH), device=q_BNLH.device)
+        # Only padding can leave a query without any key, and its share not 1.
+        share_BNL = None if document_BL is None else torch.empty_like(base_BNL)
+        workspace = Workspace(q_BNLH.device)
+        dropout = Dropout(settings.dropout, settings.dropout_seed, q_BNLH.device)
+        inputs = q_BNLH, k_BNLH, v_BNLH
+        for unit, (row, heads, tile) in enumerate(
+            _tiles(inputs, document_BL, padding_BL, settings)
+        ):
+            dropout.restart(unit)
+            for block, slots, _ in tile.blocks():
+                block_out, highest, total = block_forward(block, dropout, workspace)
+                rows = finish_rows(highest, total)
+                normalise = (highest - rows.base).exp2_().mul_(rows.share)
+                shape = (tile.heads, -1)
+                out = out_BNLH[row, heads, slots]
+                torch.mul(block_out.view(out.shape), normalise.view(*shape, 1), out=out)
+                base_BNL[row, heads, slots] = rows.base.view(shape)
+                if share_BNL is not None:
+                    share_BNL[row, heads, slots] = rows.share.view(shape)
+        ctx.save_for_backward(*inputs, document_BL, padding_BL, base_BNL, share_BNL, out_BNLH)
+        return out_BNLH
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BNLH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        settings, window = ctx.settings, ctx.settings.window
+        *inputs, document_BL, padding_BL, base_BNL, share_BNL, out_BNLH = ctx.saved_tensors
+        grad_q_BNLH, grad_k_BNLH, grad_v_BNLH = (torch.empty_like(x) for x in inputs)
+        dtype = compute_dtype(inputs[0])
+        workspace = Workspace(grad_BNLH.device)
+        dropout = Dropout(settings.dropout, settings.dropout_seed, grad_BNLH.device)
+        for unit, (row, heads, tile) in enumerate(
+            _tiles(inputs, document_BL, padding_BL, settings)
+        ):
+            dropout.restart(unit)
+            ring_k, ring_v = (
+                torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (tile.k_TEH, tile.v_TEH)
+            )
+            for block, slots, span in tile.blocks():
+                grad = window.by_chunk(grad_BNLH[row, heads, slots])
+                out = window.by_chunk(out_BNLH[row, heads, slots])
+                delta = (grad.to(dtype) * out).sum(-1, keepdim=True)
+                shape = delta.shape
+                if share_BNL is not None:
+                    share = share_BNL[row, heads, slots].reshape(shape)
+                    grad, delta = (grad * share).to(grad.dtype), delta * share
+                base = base_BNL[row, heads, slots].reshape(shape)
+                grad_q, grad_k, grad_v = block_backward(
+                    block, grad, base, delta, dropout, workspace
+                )
+                part = grad_q_BNLH[row, heads, slots]
+                torch.mul(grad_q.view(part.shape), LN2, out=part)
+                window.add_windows(ring_k[:, span], grad_k, fresh=False)
+                window.add_windows(ring_v[:, span], grad_v, fresh=False)
+            for grad_BNLX, ring, scale in (
+                (grad_k_BNLH, ring_k, tile.scale),
+                (grad_v_BNLH, ring_v, 1.0),
+            ):
+                grad_BNLX[row, heads] = _fold(ring, tile.ring_E, window).mul_(scale)
+        return grad_q_BNLH, grad_k_BNLH, grad_v_BNLH, None, None, None
+
+
+def _fold(ring_TEH: torch.Tensor, ring_E: torch.Tensor, window: Window) -> torch.Tensor:
+    """Adds what the ring's outer neighbours received to where they came from: (T, L, H)."""
+    own = window.own(ring_TEH)
+    start = window.before * window.chunk_length
+    stop = start + own.shape[1]
+    for outer in (slice(0, start), slice(stop, None)):
+        # One chunk at a time, in which no position comes twice.
+        for index, part in zip(
+            ring_E[outer].split(window.chunk_length),
+            ring_TEH[:, outer].split(window.chunk_length, dim=1),
+            strict=True,
+        ):
+            own.index_add_(1, index, part)
+    return own
+
+
+def _tiles(
+    inputs: tuple[torch.Tensor, ...] | list[torch.Tensor],
+    document_BL: torch.Tensor | None,
+    padding_BL: torch.Tensor | None,
+    settings: Settings,
+) -> Iterator[tuple[int, slice, _Tile]]:
+    batch, num_heads, length, _ = inputs[0].shape
+    window = settings.window
+    heads_at_once, chunks_per_block = block_sizes(
+        inputs[0].device, num_heads, length // window.chunk_length, window
+    )
+    for row in range(batch):
+        mask = None
+        if document_BL is not None and padding_BL is not None:
+            dtype = compute_dtype(inputs[0])
+            mask = RowMask(window, document_BL[row], padding_BL[row], dtype)
+        for start in range(0, num_heads, heads_at_once):
+            heads = slice(start, min(start + heads_at_once, num_heads))
+            q_TLH, k_TLH, v_TLH = (x_BNLH[row, heads] for x_BNLH in inputs)
+            yield row, heads, _Tile(q_TLH, k_TLH, v_TLH, mask, settings, chunks_per_block)
 
 
 def local_attention(
@@ -42,30 +223,12 @@ def local_attention(
     """
     length = q_BNLH.shape[2]
     check_chunks("local_attn_chunk_length", length, chunk_length)
+    window = Window(chunk_length, chunks_before, chunks_after)
     if length <= chunk_length:
-        chunk_length, chunks_before, chunks_after = length, 0, 0
-
-    def chunked(x_BNLX: torch.Tensor) -> torch.Tensor:
-        return x_BNLX.unflatten(2, (-1, chunk_length))
-
-    q, k, v = chunked(q_BNLH), chunked(k_BNLH), chunked(v_BNLH)
-    k, v = windows(k, chunks_before, chunks_after), windows(v, chunks_before, chunks_after)
-    scores = (q @ (k / q.shape[-1] ** 0.5).transpose(-1, -2)).float()
-    position = chunked(torch.arange(length, device=q.device)[None, None, :, None])
-    key_position = windows(position, chunks_before, chunks_after).transpose(-1, -2)
-    if causal:
-        scores = scores.masked_fill(position < key_position, MASKED_SCORE)
+        window = Window(length, 0, 0)
+    document_BL = padding_BL = None
     if segment_ids_BL is not None:
-        document = chunked(documents(segment_ids_BL)[:, None, :, None])
-        pad = chunked((segment_ids_BL == 0)[:, None, :, None])
-        key_document = windows(document, chunks_before, chunks_after).transpose(-1, -2)
-        key_pad = windows(pad, chunks_before, chunks_after).transpose(-1, -2)
-        scores = scores.masked_fill(key_pad, MASKED_SCORE)
-        scores = scores.masked_fill(document != key_document, -torch.inf)
-    weights = (scores - scores.logsumexp(-1, keepdim=True)).exp()
-    if dropout > 0:
-        assert dropout_seed is not None
-        generator = torch.Generator(device=weights.device).manual_seed(dropout_seed)
-        keep = torch.empty_like(weights).bernoulli_(1 - dropout, generator=generator)
-        weights = weights * keep / (1 - dropout)
-    return (weights.to(v.dtype) @ v).flatten(2, 3)
+        document_BL, padding_BL = documents(segment_ids_BL), segment_ids_BL == 0
+    settings = Settings(window, causal, dropout, dropout_seed)
+    with torch.autocast(q_BNLH.device.type, enabled=False):
+        return _LocalAttention.apply(q_BNLH, k_BNLH, v_BNLH, document_BL, padding_BL, settings)
