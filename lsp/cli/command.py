@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra.types import RunMode
 
@@ -52,7 +52,7 @@ def execute(verb: Verb, words: Sequence[str]) -> int:
             raise_readable(error, Attempt(app, name, overrides))
         return DONE
     try:
-        config = to_dataclass(compose(app, name, overrides), CONFIGS[verb.name])
+        config: Any = to_dataclass(compose(app, name, overrides), CONFIGS[verb.name])
     except ValueError:
         if local_rank() != 0:  # every rank composes the same, and one per machine tells
             return USER_ERROR

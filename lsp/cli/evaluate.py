@@ -14,7 +14,7 @@ def run(config: EvaluateConfig) -> int:
     """Refuses a folder that is no run, then evaluates."""
     from lsp.run.validate import require_run
 
-    require_run(config.run)
+    require_run(config.run)  # before the import below, which takes seconds
     from lsp.run.evaluate import run_evaluate
 
     return run_evaluate(config)

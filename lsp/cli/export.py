@@ -14,7 +14,7 @@ def run(config: ExportConfig) -> int:
     """Refuses a folder that is no run, then exports."""
     from lsp.run.validate import require_run
 
-    require_run(config.run)
+    require_run(config.run)  # before the import below, which takes seconds
     from lsp.run.export import run_export
 
     return run_export(config)

@@ -16,7 +16,7 @@ def run(config: GenerateConfig) -> int:
     """Refuses a folder that is no run, then generates."""
     from lsp.run.validate import require_run
 
-    require_run(config.run)
+    require_run(config.run)  # before the import below, which takes seconds
     from lsp.run.generate import run_generate
 
     return run_generate(config)

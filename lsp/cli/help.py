@@ -42,18 +42,14 @@ def help_text(verb: Verb, app: Hydra, config_name: str) -> str:
     chosen = OmegaConf.to_container(config.hydra.runtime.choices)
     assert isinstance(chosen, dict)
     groups = {str(group): choice for group, choice in chosen.items() if "hydra" not in str(group)}
+    exit_codes = EXIT_CODES | dict(verb.exit_codes)
     sections = [
         f"usage: lsp {verb.name} [key=value …] [flags]\n\n{verb.summary}",
         _groups(app, groups),
         _keys(verb, without_hydra(config)),
         _section("Examples", [f"  # {what}\n  {command}\n" for what, command in verb.examples]),
         _section("Flags", _table({k: v.replace("VERB", verb.name) for k, v in FLAGS.items()})),
-        _section(
-            "Exit codes",
-            _table(
-                {str(code): says for code, says in (EXIT_CODES | dict(verb.exit_codes)).items()}
-            ),
-        ),
+        _section("Exit codes", _table({str(code): says for code, says in exit_codes.items()})),
     ]
     return "\n\n".join(section.rstrip() for section in sections if section)
 

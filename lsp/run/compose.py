@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
@@ -47,6 +48,8 @@ CONFIGS: dict[str, type] = {
 
 T = TypeVar("T")
 
+_BESIDE = "configs of your own go into --config-dir, e.g. my_configs/optimizer/mine.yaml"
+
 
 def conf_dir() -> Path:
     """The shipped configs: inside the package when installed, beside it in a checkout."""
@@ -70,19 +73,33 @@ def hydra_app(
     """
     version.setbase("1.3")
     register_schemas()
-    search_path = create_config_search_path(f"file://{Path(main_dir or conf_dir()).resolve()}")
+    main_path = Path(main_dir or conf_dir()).resolve()
+    if not main_path.is_dir():
+        raise UserError(f"--config-path {main_path} is not a folder; {_BESIDE}")
+    search_path = create_config_search_path(f"file://{main_path}")
     for folder in config_dirs:
         if not Path(folder).is_dir():
-            raise UserError(
-                f"--config-dir {folder} is not a folder; it holds configs of your own, "
-                "e.g. my_configs/optimizer/mine.yaml"
-            )
+            raise UserError(f"--config-dir {folder} is not a folder; {_BESIDE}")
         search_path.prepend(
             provider="command-line",
             path=f"file://{Path(folder).resolve()}",
             anchor=SearchPathQuery(provider="schema"),
         )
-    return Hydra(task_name=verb, config_loader=ConfigLoaderImpl(search_path))
+    loader = ConfigLoaderImpl(search_path)
+    if CONFIGS[verb] is not RunConfig:
+        loader.repository = _WithoutGroups(search_path)
+    return Hydra(task_name=verb, config_loader=loader)
+
+
+class _WithoutGroups(ConfigRepository):  # type: ignore[misc]
+    """The shipped configs for verbs that have plain keys only.
+
+    Their `checkpoint=best` and `architecture=reformer` are values; Hydra would otherwise take
+    them for choices of the groups of the same name, which belong to `lsp train`.
+    """
+
+    def group_exists(self, config_path: str) -> bool:
+        return config_path.startswith("hydra") and bool(super().group_exists(config_path))
 
 
 def compose(app: Hydra, config_name: str, overrides: Sequence[str]) -> DictConfig:

@@ -22,11 +22,9 @@ def validate_data(config: RunConfig) -> None:
     Raises:
         UserError: The objective, the packing or the length does not fit the architecture.
     """
-    from lsp.models.registry import ARCHITECTURES as REGISTRY
+    from lsp.models import registry
 
-    architecture = REGISTRY[
-        next(name for name, cls in ARCHITECTURES.items() if isinstance(config.architecture, cls))
-    ]
+    architecture = registry.get(registry.name_of(config.architecture))
     if config.objective.name not in architecture.objectives:
         raise UserError(
             f"objective={config.objective.name} is not possible with "
@@ -49,7 +47,7 @@ def validate_data(config: RunConfig) -> None:
         raise in_architecture(error, type(config.architecture)) from error
 
 
-def validate_training(config: RunConfig) -> None:
+def validate(config: RunConfig) -> None:
     """Checks everything that can be known before the data is prepared and the model built.
 
     Raises:
@@ -57,10 +55,10 @@ def validate_training(config: RunConfig) -> None:
     """
     processes = world_size()
     _check_strategy(config, processes)
-    _check_device(config)
+    validate_data(config)
     _check_tokens_per_step(config, processes)
     _check_schedule(config)
-    validate_data(config)
+    _check_device(config)
 
 
 def _check_strategy(config: RunConfig, processes: int) -> None:
