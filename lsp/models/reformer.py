@@ -154,6 +154,8 @@ class LSHSelfAttention(SelfAttention):
             memo.num_hashes,
             seed=memo.hash_seed,
             segment_ids_BL=memo.segment_ids,
+            first_head=heads.start,
+            of_heads=self.config.num_attention_heads,
         )
 
 
@@ -400,6 +402,15 @@ class Reformer(LanguageModel):
         was given none draws one number from torch's global CPU generator.
         """
         self._seed = seed
+
+    @property
+    def drift(self) -> torch.Tensor | None:
+        """How far the reversible stack came from its input in the last backward pass.
+
+        Largest difference over largest magnitude, at a sample of positions (a scalar tensor);
+        None where `memory.measure_drift` is off.
+        """
+        return self.reformer.encoder.drift.error
 
     def _take_seed(self) -> int | None:
         if not self.training:

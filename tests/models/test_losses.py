@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from largest_tensor import LargestTensor
 
 from lsp.models.layers.losses import LanguageModelHead, tiled_loss
+from tests.models.largest_tensor import LargestTensor
 
 DIM, VOCABULARY, LENGTH = 8, 50, 22
 

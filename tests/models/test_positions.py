@@ -1,9 +1,9 @@
 """Axial and learned positions."""
 
 import torch
-from largest_tensor import LargestTensor
 
 from lsp.models.layers.positions import AxialPositions, LearnedPositions
+from tests.models.largest_tensor import LargestTensor
 
 
 def _axial(dropout: float = 0.0) -> AxialPositions:

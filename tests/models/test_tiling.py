@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from largest_tensor import LargestTensor
 from torch import nn
 
 from lsp.models.layers.dropout import derive_seed, seeded_dropout
 from lsp.models.layers.tiling import tile_spans, tiled
+from tests.models.largest_tensor import LargestTensor
 
 
 class Mlp(nn.Module):

@@ -68,6 +68,8 @@ def hash_buckets(
     *,
     seed: int,
     segment_ids_BL: torch.Tensor | None = None,
+    first_head: int = 0,
+    of_heads: int | None = None,
 ) -> torch.Tensor:
     """Hashes the shared query-key vectors (2001.04451, section 2; 1509.02897).
 
@@ -77,6 +79,8 @@ def hash_buckets(
         num_hashes: Rounds of hashing.
         seed: Of the rotations; the configured `hash_seed`, or one drawn by the caller per step.
         segment_ids_BL: (B, L) document numbers; padding (0) gets a bucket of its own, the last.
+        first_head: Number of the first head in `qk_BNLH`, where it holds a group of the layer's.
+        of_heads: Heads of the layer, so that a head's rotations do not depend on the grouping.
 
     Returns:
         (B, N, R, L) bucket numbers in the smallest integer type that holds them.
@@ -91,8 +95,8 @@ def hash_buckets(
     )
     num_heads, head_size = qk_BNLH.shape[1], qk_BNLH.shape[3]
     rotations_NHRS = random_rotations(
-        num_heads, head_size, num_hashes, sum(factors), seed=seed, dtype=qk_BNLH.dtype
-    ).to(qk_BNLH.device)
+        of_heads or num_heads, head_size, num_hashes, sum(factors), seed=seed, dtype=qk_BNLH.dtype
+    )[first_head : first_head + num_heads].to(qk_BNLH.device)
     rotated_BNRLS = torch.einsum("bnlh,nhrs->bnrls", qk_BNLH, rotations_NHRS)
     buckets_BNRL = torch.zeros(
         rotated_BNRLS.shape[:-1], dtype=torch.int64, device=rotated_BNRLS.device
