@@ -157,7 +157,8 @@ def _unparsable(override: str) -> UserError:
         return UserError(f"{override!r} is not an override: write key=value, e.g. seed=1")
     if value[:1] in ("[", "{"):
         return UserError(
-            f"{override} cannot be read: a list is written {key}=[a,b], a table {key}={{a:1}}"
+            f"{override} cannot be read: a list is written {key}=[a,b], a table {key}={{a:1}}; "
+            f"quote parts with special characters, '{key}=[\"a (1)\",b]'"
         )
     quoted = value.replace('"', '\\"')
     return UserError(

@@ -153,11 +153,14 @@ def require_run(run: str) -> None:
                 f"checkpoint={folder.name.removeprefix('step-').lstrip('0') or '0'}"
             )
         return
-    parent = folder.parent if folder.parent.is_dir() else Path("checkpoints")
-    runs = sorted(str(path.parent) for path in parent.glob("*/config.yaml"))
+    runs = {
+        str(path.parent)
+        for parent in (folder.parent, Path("checkpoints"))
+        for path in parent.glob("*/config.yaml")
+    }
     if runs:
         raise unknown_choice("run", run, runs)
-    raise UserError(f"run={run} is not the folder of a run, and there is none in {parent}/")
+    raise UserError(f"run={run} is not the folder of a run, and there is none beside it")
 
 
 def require_architecture(name: str) -> None:
