@@ -83,7 +83,9 @@ class Corpus:
                 taken = min(size - start, len(out) - written)
                 file = self._open_unit(int(self._part_unit[part]))
                 file.seek((int(self._part_offset[part]) + start) * self._token_bytes)
-                file.readinto(out[written : written + taken].data)  # type: ignore[attr-defined]
+                target = out[written : written + taken]
+                read = file.readinto(target.data)  # type: ignore[attr-defined]
+                assert read == target.nbytes
                 written += taken
             start = max(0, start - size)
         assert written == len(out)

@@ -102,9 +102,11 @@ def list_files(data: DataConfig) -> list[SourceFile]:
     else:
         found = [(path, label) for label in data.paths for path in _match(label, data.source)]
     files: dict[str, SourceFile] = {}
+    ours = os.path.realpath(data.cache_root) + os.sep
     for path, label in found:
         resolved = os.path.realpath(path)
-        if resolved in files:
+        # A folder such as `.` may hold what was prepared from it.
+        if resolved in files or (resolved.startswith(ours) and path != label):
             continue
         if not os.access(path, os.R_OK):
             raise DataError(f"{path} cannot be read: check its permissions (data.paths)")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 PIECE_CHARACTERS = 2**20
 """Text is tokenized in pieces of at most so many characters, so memory does not grow with it."""
 
+_SEARCHED = 2**14  # characters
+
 # Every tokenizer built here splits text before it merges, and never inside the step from a
 # character to the space after it: a space belongs to what follows. So a cut between a letter or
 # digit and a space leaves each token as it would have been. Pretrained tokenizers may join
@@ -78,7 +80,7 @@ def decode(chunks: Iterable[bytes], policy: str, repairs: Repairs) -> Iterator[s
 def pieces(texts: Iterable[str], limit: int = PIECE_CHARACTERS) -> Iterator[str]:
     """Regroups text into pieces of at most `limit` characters, cut where tokens do not change.
 
-    Text without any whitespace is cut at `limit`: bounded memory comes first.
+    Text without whitespace is cut at `limit`: bounded memory comes first.
     """
     held: list[str] = []
     size = 0
@@ -98,15 +100,13 @@ def pieces(texts: Iterable[str], limit: int = PIECE_CHARACTERS) -> Iterator[str]
 
 
 def last_cut(text: str) -> int:
-    """Length of the longest beginning of `text` that can be cut off without dividing a token."""
+    """Length of the longest beginning of `text` that can be cut off without dividing a token.
+
+    If the last `_SEARCHED` characters hold no whitespace, all of it.
+    """
+    start = max(0, len(text) - _SEARCHED)
     for pattern in (_AFTER_WORD, _AFTER_ANYTHING):
-        window = 4096
-        while True:
-            start = max(0, len(text) - window)
-            cut = max((match.end() for match in pattern.finditer(text, start)), default=0)
-            if cut or start == 0:
-                break
-            window *= 16
+        cut = max((match.end() for match in pattern.finditer(text, start)), default=0)
         if cut:
             return cut
     return len(text)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -245,26 +247,48 @@ def _build_unigram(config: TokenizerConfig, texts: Callable[[], Iterable[str]]) 
         )
         return tokenizer
 
+    rare = _rare_characters(texts(), (config.vocab_size - 256) // 2)
     learnt = shell(models.Unigram())
     trainer = trainers.UnigramTrainer(
         vocab_size=config.vocab_size - 256,
         special_tokens=_special(),
         unk_token=SPECIAL_TOKENS["unk"],
-        # So that a text that contains "<0x41>" can always be spelled letter by letter.
-        initial_alphabet=sorted(set("<0x123456789ABCDEF>")),
+        # So that a text that contains "<0x41>" or "<eos>" can be spelled letter by letter.
+        initial_alphabet=sorted({*"<0x123456789ABCDEF>", *"".join(SPECIAL_TOKENS.values())}),
         show_progress=False,
     )
-    learnt.train_from_iterator(texts(), trainer)
+    learnt.train_from_iterator((rare.sub("\n", text) for text in texts()), trainer)
     vocabulary = [(piece, score) for piece, score in json.loads(learnt.to_str())["model"]["vocab"]]
-    # The trainer knows no byte pieces. Their score is so low that a text which contains "<0x41>"
-    # is not taken for a byte.
-    spelled = {f"<0x{byte:02X}>": -1e4 for byte in range(256)}
-    vocabulary = [(piece, score) for piece, score in vocabulary if piece not in spelled]
-    vocabulary += spelled.items()
+    # The trainer knows no byte pieces. Their score and that of special tokens is so low that a
+    # text which contains "<0x41>" or "<eos>" is not taken for them.
+    first = len(SPECIAL_TOKENS)
+    spelled = [f"<0x{byte:02X}>" for byte in range(256)]
+    never = [*SPECIAL_TOKENS.values(), *spelled]
+    learnt_pieces = [(piece, score) for piece, score in vocabulary if piece not in never]
+    low = [(piece, -1e4) for piece in never]
+    vocabulary = [*low[:first], *learnt_pieces, *low[first:]]
     unknown = list(SPECIAL_TOKENS).index("unk")
     tokenizer = shell(models.Unigram(vocabulary, unk_id=unknown, byte_fallback=True))
     tokenizer.add_special_tokens(_special())
     return tokenizer
+
+
+def _rare_characters(texts: Iterable[str], most: int) -> re.Pattern[str]:
+    """Matches the characters that get no piece of their own and are spelled in bytes.
+
+    Those kept make up 99.95% of the text, as in SentencePiece, and are `most` at most: scripts
+    with many characters would otherwise fill the vocabulary, or not fit into it.
+    """
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    kept, covered = [], 0
+    for character, count in counts.most_common(most):
+        if covered >= 0.9995 * counts.total():
+            break
+        kept.append(character)
+        covered += count
+    return re.compile(f"[^{re.escape(''.join(kept))}]" if kept else r"[\s\S]")
 
 
 def _build_word(config: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Tokenizer:
