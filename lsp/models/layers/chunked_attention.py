@@ -40,6 +40,23 @@ CPU_BLOCK = 2**18  # scores per block: measured best on cores with 1 MB of L2 ca
 GPU_BLOCK = 2**27  # fixed, not from free memory: both passes must cut the same blocks
 
 
+class Workspace:
+    """Buffers that every block uses again, by name, so that they stay in the cache."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.buffers: dict[str, torch.Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A buffer with undefined contents, valid until the same name is taken again."""
+        size = torch.Size(shape).numel()
+        buffer = self.buffers.get(name)
+        if buffer is None or buffer.numel() < size or buffer.dtype != dtype:
+            buffer = torch.empty(size, dtype=dtype, device=self.device)
+            self.buffers[name] = buffer
+        return buffer[:size].view(shape)
+
+
 @dataclass(frozen=True)
 class Window:
     """What a chunk sees: itself and some chunks before and after, on a ring."""
@@ -68,15 +85,17 @@ class Window:
         start = self.before * self.chunk_length
         return x_TEX[:, start : x_TEX.shape[1] - self.after * self.chunk_length]
 
-    def keys(self, x_TEH: torch.Tensor) -> torch.Tensor:
+    def keys(self, x_TEH: torch.Tensor, name: str, workspace: Workspace) -> torch.Tensor:
         """What each chunk sees: (M, W, H).
 
         A view that overlaps itself where the matrix product takes one at full speed (one head,
-        fp32), else a copy.
+        fp32), else a copy in the buffer of that name.
         """
-        windows = x_TEH.unfold(1, self.size, self.chunk_length).transpose(-1, -2)
-        windows = windows.reshape(-1, self.size, x_TEH.shape[-1])
-        return windows.contiguous() if x_TEH.dtype.itemsize < 4 else windows
+        windows_TCWH = x_TEH.unfold(1, self.size, self.chunk_length).transpose(-1, -2)
+        if len(x_TEH) == 1 and x_TEH.dtype.itemsize >= 4:
+            return windows_TCWH[0]
+        copy = workspace.take(name, tuple(windows_TCWH.shape), x_TEH.dtype)
+        return copy.copy_(windows_TCWH).flatten(0, 1)
 
     def query_codes(self, x_TE: torch.Tensor) -> torch.Tensor:
         """One number per query: (T, C, K, 1)."""
@@ -86,26 +105,29 @@ class Window:
         """One number per key seen by a chunk: (T, C, 1, W)."""
         return x_TE.unfold(1, self.size, self.chunk_length)[:, :, None]
 
-    def by_chunk(self, x_TLH: torch.Tensor) -> torch.Tensor:
-        """(T, C * K, H) to (M, K, H), without a copy where one head makes that possible."""
-        return x_TLH.reshape(-1, self.chunk_length, x_TLH.shape[-1])
+    def by_chunk(self, x_TLH: torch.Tensor, name: str, workspace: Workspace) -> torch.Tensor:
+        """(T, C * K, H) to (M, K, H), contiguous, in the buffer of that name."""
+        shape = (x_TLH.shape[0] * x_TLH.shape[1] // self.chunk_length, self.chunk_length)
+        copy = workspace.take(name, tuple(x_TLH.shape), x_TLH.dtype).copy_(x_TLH)
+        return copy.view(*shape, x_TLH.shape[-1])
 
-    def add_windows(self, ring_TEH: torch.Tensor, grad_MWH: torch.Tensor, fresh: bool) -> None:
+    def add_windows(self, ring_TEH: torch.Tensor, grad_MWH: torch.Tensor, seen: int) -> None:
         """Adds the gradients of what each chunk saw to where it came from.
 
-        With `fresh`, `ring_TEH` need not be initialised and has just those positions.
+        Only the first `seen` chunks of `ring_TEH` have been written before.
         """
         heads, width = ring_TEH.shape[0], self.chunk_length
         chunks_TCKH = ring_TEH.unflatten(1, (-1, width))
-        grad_TCWH = grad_MWH.unflatten(0, (heads, -1))
+        grad_TCWH = grad_MWH.view(heads, -1, *grad_MWH.shape[1:])
         count = grad_TCWH.shape[1]
-        for shift in range(1 + self.before + self.after):
+        first = grad_TCWH[:, :, :width]
+        old = min(seen, count)
+        chunks_TCKH[:, :old] += first[:, :old]
+        chunks_TCKH[:, old:count] = first[:, old:]
+        chunks_TCKH[:, max(seen, count) :] = 0
+        for shift in range(1, 1 + self.before + self.after):
             part = grad_TCWH[:, :, shift * width : (shift + 1) * width]
-            if fresh and shift == 0:
-                chunks_TCKH[:, :count] = part
-                chunks_TCKH[:, count:] = 0
-            else:
-                chunks_TCKH[:, shift : shift + count] += part
+            chunks_TCKH[:, shift : shift + count] += part
 
 
 @dataclass(frozen=True)
@@ -164,23 +186,6 @@ def documents(segment_ids_BL: torch.Tensor) -> torch.Tensor:
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
     """The type of scores, softmax and sums: fp32, or fp64 where the input is."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-class Workspace:
-    """Buffers that every block uses again, by name, so that they stay in the cache."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.buffers: dict[str, torch.Tensor] = {}
-
-    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """A buffer with undefined contents, valid until the same name is taken again."""
-        size = torch.Size(shape).numel()
-        buffer = self.buffers.get(name)
-        if buffer is None or buffer.numel() < size or buffer.dtype != dtype:
-            buffer = torch.empty(size, dtype=dtype, device=self.device)
-            self.buffers[name] = buffer
-        return buffer[:size].view(shape)
 
 
 class Dropout:
@@ -329,11 +334,19 @@ class Rows:
     log_sum: torch.Tensor  # natural, as the published model has it: compared between rounds
 
 
-def finish_rows(highest: torch.Tensor, total: torch.Tensor) -> Rows:
-    """Makes rows of the highest score in each, and of the sum of `exp2(scores - highest)`."""
+LEVELS = ((SELF_LEVEL, SELF_SCORE), (FLOOR, MASKED_SCORE))
+
+
+def finish_rows(
+    highest: torch.Tensor, total: torch.Tensor, levels: tuple[tuple[float, float], ...] = LEVELS
+) -> Rows:
+    """Makes rows of the highest score in each, and of the sum of `exp2(scores - highest)`.
+
+    `levels` are those that a row can be stuck at: here, and in the published model.
+    """
     base = highest + total.log2()
     rows = Rows(base, torch.ones_like(base), base * LN2)
-    for level, published in ((SELF_LEVEL, SELF_SCORE), (FLOOR, MASKED_SCORE)):
+    for level, published in levels:
         stuck = highest == level
         log_sum = published + total.log()
         rows.base = torch.where(stuck, highest, rows.base)
@@ -365,7 +378,7 @@ def block_backward(
     block: Block,
     grad_MKH: torch.Tensor,
     base: torch.Tensor,
-    delta: torch.Tensor,
+    delta: torch.Tensor | None,
     dropout: Dropout,
     workspace: Workspace,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -375,7 +388,8 @@ def block_backward(
         block: As in the forward.
         grad_MKH: Gradient of the output times the share of its row, in the inputs' type.
         base: (M, K, 1) of the rows.
-        delta: (M, K, 1) inner product of the output and its gradient, times the share.
+        delta: (M, K, 1) inner product of the output and its gradient, times the share; None where
+            the softmax is over this block alone and gives it too.
         dropout: Restarted for the same unit as in the forward.
         workspace: Of buffers.
 
@@ -401,7 +415,11 @@ def block_backward(
     kept = cast(kept, half_dtype, "half", workspace)
     grad_v = workspace.take("grad_v", tuple(block.v.shape), half_dtype)
     torch.bmm(kept.transpose(1, 2), grad_MKH, out=grad_v)
-    grads.sub_(delta).mul_(weights)
+    if delta is None:
+        sums = grads.mul_(weights).sum(-1, keepdim=True)
+        grads.addcmul_(weights, sums, value=-1)
+    else:
+        grads.sub_(delta).mul_(weights)
     block.fill_self(grads, 0.0)
     if block.hidden is not None:
         # A row where everything is masked has constant scores.

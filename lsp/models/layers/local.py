@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from lsp.models.layers.chunked_attention import (
     FAR,
+    LEVELS,
     LN2,
     LOG2E,
     Block,
@@ -39,15 +40,26 @@ class _Tile:
         mask: RowMask | None,
         settings: Settings,
         chunks_per_block: int,
+        workspace: Workspace,
     ) -> None:
         self.heads, self.length, size = q_TLH.shape
         self.mask, self.settings, self.chunks_per_block = mask, settings, chunks_per_block
-        self.scale = size**-0.5
+        self.scale, self.workspace = size**-0.5, workspace
         self.ring_E = settings.window.ring(self.length, q_TLH.device)
         self.place_1E = self.ring_E.to(compute_dtype(q_TLH))[None] * FAR
         self.q_TLH = q_TLH
-        self.k_TEH = k_TLH.index_select(1, self.ring_E).mul_(self.scale * LOG2E)
-        self.v_TEH = v_TLH.index_select(1, self.ring_E)
+        self.k_TEH = self._on_ring(k_TLH, "ring_k").mul_(self.scale * LOG2E)
+        self.v_TEH = self._on_ring(v_TLH, "ring_v")
+
+    def _on_ring(self, x_TLH: torch.Tensor, name: str) -> torch.Tensor:
+        shape = (self.heads, len(self.ring_E), x_TLH.shape[-1])
+        out = self.workspace.take(name, shape, x_TLH.dtype)
+        window = self.settings.window
+        window.own(out).copy_(x_TLH)
+        start = window.before * window.chunk_length
+        for outer in (slice(0, start), slice(start + self.length, None)):
+            out[:, outer] = x_TLH[:, self.ring_E[outer]]
+        return out
 
     def blocks(self) -> Iterator[tuple[Block, slice, slice]]:
         """Blocks in order, the positions of their queries, and of their keys on the ring."""
@@ -59,9 +71,9 @@ class _Tile:
             span = window.span(first, last)
             place_1E = self.place_1E[:, span]
             block = Block(
-                q=window.by_chunk(self.q_TLH[:, slots]),
-                k=window.keys(self.k_TEH[:, span]),
-                v=window.keys(self.v_TEH[:, span]),
+                q=window.by_chunk(self.q_TLH[:, slots], "q", self.workspace),
+                k=window.keys(self.k_TEH[:, span], "k", self.workspace),
+                v=window.keys(self.v_TEH[:, span], "v", self.workspace),
                 window=window,
                 heads=self.heads,
                 places=(window.query_codes(place_1E), window.key_codes(place_1E)),
@@ -94,12 +106,12 @@ class _LocalAttention(torch.autograd.Function):
         dropout = Dropout(settings.dropout, settings.dropout_seed, q_BNLH.device)
         inputs = q_BNLH, k_BNLH, v_BNLH
         for unit, (row, heads, tile) in enumerate(
-            _tiles(inputs, document_BL, padding_BL, settings)
+            _tiles(inputs, document_BL, padding_BL, settings, workspace)
         ):
             dropout.restart(unit)
             for block, slots, _ in tile.blocks():
                 block_out, highest, total = block_forward(block, dropout, workspace)
-                rows = finish_rows(highest, total)
+                rows = finish_rows(highest, total, () if block.hidden is None else LEVELS)
                 normalise = (highest - rows.base).exp2_().mul_(rows.share)
                 shape = (tile.heads, -1)
                 out = out_BNLH[row, heads, slots]
@@ -107,41 +119,39 @@ class _LocalAttention(torch.autograd.Function):
                 base_BNL[row, heads, slots] = rows.base.view(shape)
                 if share_BNL is not None:
                     share_BNL[row, heads, slots] = rows.share.view(shape)
-        ctx.save_for_backward(*inputs, document_BL, padding_BL, base_BNL, share_BNL, out_BNLH)
+        ctx.save_for_backward(*inputs, document_BL, padding_BL, base_BNL, share_BNL)
         return out_BNLH
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BNLH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         settings, window = ctx.settings, ctx.settings.window
-        *inputs, document_BL, padding_BL, base_BNL, share_BNL, out_BNLH = ctx.saved_tensors
+        *inputs, document_BL, padding_BL, base_BNL, share_BNL = ctx.saved_tensors
         grad_q_BNLH, grad_k_BNLH, grad_v_BNLH = (torch.empty_like(x) for x in inputs)
         dtype = compute_dtype(inputs[0])
         workspace = Workspace(grad_BNLH.device)
         dropout = Dropout(settings.dropout, settings.dropout_seed, grad_BNLH.device)
         for unit, (row, heads, tile) in enumerate(
-            _tiles(inputs, document_BL, padding_BL, settings)
+            _tiles(inputs, document_BL, padding_BL, settings, workspace)
         ):
             dropout.restart(unit)
             ring_k, ring_v = (
-                torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (tile.k_TEH, tile.v_TEH)
+                workspace.take(name, tuple(tile.k_TEH.shape), dtype)
+                for name in ("ring_grad_k", "ring_grad_v")
             )
             for block, slots, span in tile.blocks():
-                grad = window.by_chunk(grad_BNLH[row, heads, slots])
-                out = window.by_chunk(out_BNLH[row, heads, slots])
-                delta = (grad.to(dtype) * out).sum(-1, keepdim=True)
-                shape = delta.shape
+                grad = window.by_chunk(grad_BNLH[row, heads, slots], "grad", workspace)
+                shape = (*grad.shape[:2], 1)
                 if share_BNL is not None:
-                    share = share_BNL[row, heads, slots].reshape(shape)
-                    grad, delta = (grad * share).to(grad.dtype), delta * share
+                    grad.mul_(share_BNL[row, heads, slots].reshape(shape))
                 base = base_BNL[row, heads, slots].reshape(shape)
-                grad_q, grad_k, grad_v = block_backward(
-                    block, grad, base, delta, dropout, workspace
-                )
+                grad_q, grad_k, grad_v = block_backward(block, grad, base, None, dropout, workspace)
                 part = grad_q_BNLH[row, heads, slots]
                 torch.mul(grad_q.view(part.shape), LN2, out=part)
-                window.add_windows(ring_k[:, span], grad_k, fresh=False)
-                window.add_windows(ring_v[:, span], grad_v, fresh=False)
+                # The block before has written the neighbours that both see.
+                seen = window.before + window.after if slots.start > 0 else 0
+                window.add_windows(ring_k[:, span], grad_k, seen)
+                window.add_windows(ring_v[:, span], grad_v, seen)
             for grad_BNLX, ring, scale in (
                 (grad_k_BNLH, ring_k, tile.scale),
                 (grad_v_BNLH, ring_v, 1.0),
@@ -171,6 +181,7 @@ def _tiles(
     document_BL: torch.Tensor | None,
     padding_BL: torch.Tensor | None,
     settings: Settings,
+    workspace: Workspace,
 ) -> Iterator[tuple[int, slice, _Tile]]:
     batch, num_heads, length, _ = inputs[0].shape
     window = settings.window
@@ -185,7 +196,11 @@ def _tiles(
         for start in range(0, num_heads, heads_at_once):
             heads = slice(start, min(start + heads_at_once, num_heads))
             q_TLH, k_TLH, v_TLH = (x_BNLH[row, heads] for x_BNLH in inputs)
-            yield row, heads, _Tile(q_TLH, k_TLH, v_TLH, mask, settings, chunks_per_block)
+            yield (
+                row,
+                heads,
+                _Tile(q_TLH, k_TLH, v_TLH, mask, settings, chunks_per_block, workspace),
+            )
 
 
 def local_attention(

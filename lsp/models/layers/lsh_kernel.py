@@ -25,6 +25,7 @@ from lsp.models.layers.chunked_attention import (
     block_backward,
     block_forward,
     block_sizes,
+    cast,
     compute_dtype,
     finish_rows,
 )
@@ -53,7 +54,7 @@ class _Tile:
         torch.cat([qk_TLH, v_TLH], dim=-1, out=qk_and_v)
         self.qk_and_v = qk_and_v.flatten(0, 1)
         mean_square = qk_TLH.to(self.dtype).square().mean(-1).flatten()
-        self.inverse_norm = (mean_square + 1e-6).rsqrt_().mul_(self.size**-0.5)
+        self.inverse_norm = (mean_square + 1e-6).rsqrt_().mul_(self.size**-0.5 * LOG2E)
         # The ring runs through all rounds: the first chunk of one sees the last of the one before.
         self.order_TRL = order_TRL
         ring_E = window.ring(self.rounds * self.length, order_TRL.device)
@@ -86,16 +87,13 @@ class _Tile:
         index_TE = self.index_TE[:, window.span(on_ring.start, on_ring.stop)]
         both_TEX = fetch(self.qk_and_v, index_TE, "qk_and_v", workspace)
         qk_TEH, v_TEH = both_TEX[..., : self.size], both_TEX[..., self.size :]
-        inverse_norm_TE1 = self.inverse_norm[index_TE][..., None]
+        inverse_norm_TE1 = fetch(self.inverse_norm, index_TE, "norm", workspace)[..., None]
         key = workspace.take("key", tuple(qk_TEH.shape), self.dtype)
-        if qk_TEH.dtype == self.dtype:
-            torch.mul(qk_TEH, inverse_norm_TE1, out=key).mul_(LOG2E)
-        else:
-            key.copy_(qk_TEH).mul_(inverse_norm_TE1).mul_(LOG2E)
+        key.copy_(qk_TEH).mul_(inverse_norm_TE1)
         block = Block(
-            q=window.by_chunk(window.own(qk_TEH)),
-            k=window.keys(key.to(qk_TEH.dtype)),
-            v=window.keys(v_TEH),
+            q=window.by_chunk(window.own(qk_TEH), "q", workspace),
+            k=window.keys(cast(key, qk_TEH.dtype, "half_key", workspace), "k", workspace),
+            v=window.keys(v_TEH, "v", workspace),
             window=window,
             heads=self.heads,
             places=(self.places[0][:, on_ring], self.places[1][:, on_ring]),
@@ -226,7 +224,8 @@ class LSHAttention(torch.autograd.Function):
                 dropout,
                 workspace,
             ).unflatten(0, (tile.heads, tile.length))
-            grad_qk_BNLH[row, heads] = grads[..., : tile.size]
+            # The keys were in base 2.
+            torch.mul(grads[..., : tile.size], LN2, out=grad_qk_BNLH[row, heads])
             grad_v_BNLH[row, heads] = grads[..., tile.size :]
         return grad_qk_BNLH, grad_v_BNLH, None, None, None, None
 
@@ -282,7 +281,7 @@ def _backward_tile(
     dropout: Dropout,
     workspace: Workspace,
 ) -> torch.Tensor:
-    """Gradients of query-keys and values side by side: (T * L, 2 H) in the computing type."""
+    """Gradients of query-keys (divided by ln 2) and values side by side: (T * L, 2 H)."""
     window, width = tile.settings.window, tile.settings.window.chunk_length
     grad_rows = grad_TLH.reshape(-1, grad_TLH.shape[-1])
     delta = torch.linalg.vecdot(grad_TLH.to(tile.dtype), out_TLH.to(tile.dtype)).flatten()
@@ -306,7 +305,7 @@ def _backward_tile(
                 loaded.block,
                 grad.mul_(share),
                 base_TS[:, slots].reshape(shape),
-                delta[own_TS].view(shape) * share,
+                fetch(delta, own_TS, "delta", workspace).view(shape).mul_(share),
                 dropout,
                 workspace,
             )
@@ -332,20 +331,20 @@ def _block_gradients(
     block_grads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     workspace: Workspace,
 ) -> torch.Tensor:
-    """Gradients of a block's query-keys and values, where they are on the ring: (T, E, 2 H)."""
+    """Gradients as in `_backward_tile`, where they are on the ring: (T, E, 2 H)."""
     window = tile.settings.window
     grad_q, grad_k, grad_v = block_grads
     shape = (*loaded.index_TE.shape, 2 * tile.size)
     part_TEX = workspace.take("ring", shape, tile.dtype)
     grad_TEH = part_TEX[..., : tile.size]
-    window.add_windows(grad_TEH, grad_k, fresh=True)
-    window.add_windows(part_TEX[..., tile.size :], grad_v, fresh=True)
+    window.add_windows(grad_TEH, grad_k, seen=0)
+    window.add_windows(part_TEX[..., tile.size :], grad_v, seen=0)
     # A normalised key moves only sideways, and the less, the longer it was.
     key = loaded.key_TEH
     along_TE1 = torch.linalg.vecdot(key, grad_TEH)[..., None]
     grad_TEH.addcmul_(key, along_TE1, value=-(LN2**2)).mul_(loaded.inverse_norm_TE1)
     own_TSH = window.own(grad_TEH)
-    own_TSH.add_(grad_q.view(own_TSH.shape), alpha=LN2)
+    own_TSH.add_(grad_q.view(own_TSH.shape))
     return part_TEX
 
 
