@@ -39,6 +39,8 @@ VERB = Verb(
         "out": "folder of the export; exported/<name of the run> where not given",
         "max_shard_size": "largest file of weights",
         "dtype": "fp32, bf16 or fp16",
+        "overwrite": "replace an earlier export",
+        "verify_length": "tokens of the long comparison, 0 for the length of the training",
     },
     run=run,
     exit_codes={},

@@ -97,7 +97,7 @@ class EvaluateConfig:
         checkpoint: `latest`, `best` or a step.
         split: `validation` or `train`.
         rows: Rows evaluated; 0 for all.
-        out: JSON file for the result; null prints it only.
+        out: JSON file for the result; null is `<run>/evaluation.json`.
     """
 
     run: str = MISSING
@@ -172,6 +172,9 @@ class ExportConfig:
         out: Folder of the export; null is `exported/<name of the run>`.
         max_shard_size: Largest file of weights, e.g. `5GB` or `500MB`.
         dtype: Number format of the weights: `fp32`, `bf16` or `fp16`.
+        overwrite: Whether an earlier export in `out` is replaced.
+        verify_length: Tokens of the long comparison with `transformers`; 0 for the length of
+            the training.
     """
 
     run: str = MISSING
@@ -179,14 +182,20 @@ class ExportConfig:
     out: str | None = None
     max_shard_size: str = "5GB"
     dtype: str = "fp32"
+    overwrite: bool = False
+    verify_length: int = 0
 
     def __post_init__(self) -> None:
         _check_checkpoint(self.checkpoint)
         if self.dtype not in DTYPES:
             raise unknown_choice("dtype", self.dtype, DTYPES)
         require(
-            re.fullmatch(r"[1-9]\d*(\.\d+)?(KB|MB|GB)", self.max_shard_size) is not None,
+            re.fullmatch(r"\d*[1-9]\d*(\.\d+)? *([KMGT]?B)?", self.max_shard_size) is not None,
             f"max_shard_size={self.max_shard_size} must be a size such as 5GB or 500MB",
+        )
+        require(
+            self.verify_length >= 0,
+            f"verify_length={self.verify_length} must be 0 (the length of the training) or more",
         )
 
     @property

@@ -1,0 +1,199 @@
+"""The model card of an export: how to use it, and the evidence that it is what it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from lsp.hub.comparison import TOLERANCE, Comparison
+from lsp.hub.published import PublishedForm
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a run can show of how its weights came to be.
+
+    Attributes:
+        run_name: Name of the run.
+        step: Optimizer steps behind the weights.
+        tokens: Tokens trained on, padding included.
+        config: The run's resolved configuration, as plain containers.
+        results: Losses and rates by name, as measured last before the export.
+        data: Manifest of the prepared data; None where it is not at hand.
+        data_fingerprint: Hash over everything that shaped the data.
+        versions: Of what trained the weights.
+        imported_from: Where the first weights came from, if not from random numbers.
+        commit: Revision of the code that exported them, where known.
+    """
+
+    run_name: str
+    step: int
+    tokens: int
+    config: Mapping[str, Any]
+    results: Mapping[str, float] = field(default_factory=dict)
+    data: Mapping[str, Any] | None = None
+    data_fingerprint: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    imported_from: str | None = None
+    commit: str | None = None
+
+
+def model_card(
+    evidence: Evidence, form: PublishedForm, comparison: Comparison, *, dtype: str, positions: int
+) -> str:
+    """Text of the `README.md` of an export.
+
+    Args:
+        evidence: Of the run.
+        form: How `transformers` knows the architecture.
+        comparison: What a fresh process found in the folder.
+        dtype: Number format of the weights.
+        positions: The longest text that the model reads, in tokens.
+    """
+    front = {
+        "library_name": "transformers",
+        "pipeline_tag": form.pipeline,
+        "tags": [form.model_type, "long-sequence", "pretraining", "lsp"],
+    }
+    parts = [
+        "---\n" + yaml.safe_dump(front, sort_keys=False) + "---\n",
+        f"# {evidence.run_name}\n",
+        f"A {form.model_type.capitalize()} language model "
+        f"({evidence.config['objective']['name']}), {_origin(evidence)}. It reads up to "
+        f"{positions:,} tokens; the weights are {dtype}.\n",
+        _usage(form, has_tokenizer=comparison.texts > 0),
+        "## Training\n\n" + _training(evidence),
+        "## Data\n\n" + _data(evidence),
+        "## Verification\n\n" + _verification(comparison),
+        "## Configuration\n\n"
+        "The run's resolved configuration; `lsp train` with these values repeats it.\n\n"
+        f"```yaml\n{yaml.safe_dump(dict(evidence.config), sort_keys=False)}```\n",
+        "## Versions\n\n" + _table(("", "trained with"), sorted(evidence.versions.items())),
+    ]
+    return "\n".join(parts)
+
+
+def _origin(evidence: Evidence) -> str:
+    if evidence.imported_from is not None and evidence.step == 0:
+        return f"imported from `{evidence.imported_from}` and not trained further"
+    begun = f", begun from `{evidence.imported_from}`" if evidence.imported_from else ""
+    return f"trained with `lsp` for {evidence.step:,} steps ({evidence.tokens:,} tokens){begun}"
+
+
+def _usage(form: PublishedForm, *, has_tokenizer: bool) -> str:
+    if not has_tokenizer:
+        return (
+            "## Use\n\nThis model has no tokenizer.\n\n```python\n"
+            f"from transformers import {form.auto_class}\n\n"
+            f'model = {form.auto_class}.from_pretrained("path/to/this/folder")\n```\n'
+        )
+    lines = [
+        f"from transformers import {form.auto_class}, AutoTokenizer",
+        "",
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
+        f'model = {form.auto_class}.from_pretrained("path/to/this/folder")',
+        'ids = tokenizer("def ", return_tensors="pt", add_special_tokens=False).input_ids',
+    ]
+    if form.generates:
+        lines += ["print(tokenizer.decode(model.generate(ids, max_new_tokens=50)[0]))"]
+    else:
+        lines += ["print(model(ids).logits.argmax(-1))"]
+    return "## Use\n\n```python\n" + "\n".join(lines) + "\n```\n"
+
+
+def _training(evidence: Evidence) -> str:
+    rows: list[tuple[str, object]] = [
+        ("optimizer steps", f"{evidence.step:,}"),
+        ("tokens", f"{evidence.tokens:,}"),
+    ]
+    rows += [(name, _number(value)) for name, value in evidence.results.items()]
+    if evidence.commit:
+        rows.append(("exported by", f"commit `{evidence.commit}`"))
+    return _table(("", ""), rows)
+
+
+def _data(evidence: Evidence) -> str:
+    if evidence.data is None:
+        known = f" (fingerprint `{evidence.data_fingerprint}`)" if evidence.data_fingerprint else ""
+        return f"The prepared data was not at hand when this folder was written{known}.\n"
+    data = evidence.data
+    plain = [
+        (key.replace("_", " "), _number(value))
+        for key, value in data.items()
+        if isinstance(value, str | int | float) and not isinstance(value, bool)
+    ]
+    parts = [_table(("", ""), plain)]
+    for title, key in (("split", "splits"), ("source", "sources")):
+        nested = data.get(key) or {}
+        if nested:
+            parts.append(_nested(title, nested))
+    return "\n".join(parts)
+
+
+def _nested(title: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
+    columns = [key for key, value in next(iter(rows.values())).items() if _is_plain(value)]
+    header = (title, *(column.replace("_", " ") for column in columns))
+    body = [(name, *(_number(row.get(c, "")) for c in columns)) for name, row in rows.items()]
+    return _table(header, body)
+
+
+def _verification(comparison: Comparison) -> str:
+    text = (
+        "Before this folder got its name, a fresh process opened it with plain `transformers` "
+        f"{comparison.versions['transformers']} (torch {comparison.versions['torch']}) and "
+        "compared it with the trained model.\n\n"
+    )
+    rows: list[tuple[object, ...]] = [
+        (
+            case.name,
+            f"{case.length:,}",
+            case.positions,
+            case.dtype,
+            f"{case.difference:.1e}",
+            f"{case.largest:.3g}",
+        )
+        for case in comparison.cases
+    ]
+    header = ("logits", "length", "positions", "arithmetic", "largest difference", "largest logit")
+    text += _table(header, rows)
+    text += (
+        f"\nA difference above {TOLERANCE} of the largest logit (or of 1) would have refused the "
+        f"export. All {comparison.weights} tensors are bit-equal to the trained ones"
+    )
+    if comparison.texts:
+        text += f"; {comparison.texts} texts were encoded and decoded alike"
+    if comparison.generated:
+        text += f"; `generate` continued a prompt by {comparison.generated} tokens"
+    text += ".\n"
+    if comparison.hash_seed is not None:
+        text += (
+            "\nLSH attention hashes with random rotations: both programs drew them from seed "
+            f"{comparison.hash_seed} here. With `hash_seed` unset, `transformers` draws new ones "
+            "for every call, so that logits vary a little from call to call.\n"
+        )
+    return text
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
+def _number(value: object) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    text = json.dumps(value) if isinstance(value, Mapping) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,112 @@
+"""`lsp import`: a published checkpoint becomes a run at step 0."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from data_pipelines.config import TokenizerConfig
+from lsp.checkpointing.files import write_tensors, write_text
+from lsp.checkpointing.snapshot import TrainState
+from lsp.checkpointing.store import CheckpointStore, write_state
+from lsp.core.errors import UserError, require
+from lsp.core.exit_codes import DONE
+from lsp.core.versions import versions
+from lsp.data.config import ObjectiveConfig
+from lsp.hub.importing import PublishedModel, import_tokenizer, locate, read_published
+from lsp.models import registry
+from lsp.run.compose import load_train_config, save_yaml
+from lsp.run.config import ImportConfig, RunConfig
+
+
+def run_import(config: ImportConfig) -> int:
+    """Makes a run from a published checkpoint; returns the exit code.
+
+    Raises:
+        UserError: The checkpoint cannot be read, or the folder of the run is taken.
+    """
+    out = config.folder
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"out={out} exists: name another folder, or delete it first")
+    published = read_published(locate(config.source))
+    require(
+        published.model_type == config.architecture,
+        f"architecture={config.architecture}, but {config.source} is a {published.model_type}: "
+        f"use architecture={published.model_type}",
+    )
+    run = run_config(published, out)
+    tokenizer = _write_run(run, published, out, str(config.source))
+    parameters = sum(weight.numel() for weight in published.weights.values())
+    print(f"imported {config.source} into {out}")
+    print(f"  {published.model_type}, {parameters:,} parameters, objective={published.objective}")
+    print(f"  sequence_length={run.sequence_length:,}")
+    print(f"  tokenizer: {tokenizer or f'none; put its files into {out}/tokenizer'}")
+    if published.ignored:
+        print(f"  keys of config.json that the model does not read: {', '.join(published.ignored)}")
+    print(
+        f"next:\n  lsp train run_name={run.run_name} checkpoint.root={run.checkpoint.root} "
+        f"sequence_length={run.sequence_length} tokens_per_step={run.tokens_per_step} "
+        f"objective={published.objective}"
+    )
+    if published.objective == "causal" and tokenizer:
+        print(f'  lsp generate run={out} prompt="The "')
+    return DONE
+
+
+def run_config(published: PublishedModel, out: Path) -> RunConfig:
+    """The configuration of a run that goes on from a published checkpoint.
+
+    Everything that the checkpoint does not say is as `lsp train` has it.
+
+    Raises:
+        UserError: The folder cannot be a run's, or the config cannot be trained with.
+    """
+    config = load_train_config([f"checkpoint.root={_quoted(out.parent)}"])
+    length = int(published.config.max_positions)
+    config.run_name = out.name
+    config.sequence_length = length
+    config.tokens_per_step = -(-config.tokens_per_step // length) * length
+    config.objective = ObjectiveConfig(name=published.objective)
+    config.tokenizer = TokenizerConfig(kind="pretrained", name=str(out / "tokenizer"))
+    config.architecture = registry.get(published.model_type).resolve(
+        published.config,
+        vocab_size=published.config.vocab_size,
+        sequence_length=length,
+        causal=published.objective == "causal",
+    )
+    config.__post_init__()  # the name of the run came after the first check
+    return config
+
+
+def _quoted(path: Path) -> str:
+    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _write_run(run: RunConfig, published: PublishedModel, out: Path, source: str) -> str | None:
+    """Writes the folder of the run aside and gives it its name; returns what tokenizer it has."""
+    aside = out.parent / f".{out.name}.importing"
+    shutil.rmtree(aside, ignore_errors=True)  # of an import that was killed
+    try:
+        aside.mkdir(parents=True)
+        tokenizer = import_tokenizer(published, aside / "tokenizer")
+        store, config_yaml = CheckpointStore(aside), save_yaml(run)
+        folder = store.begin(0)
+        write_tensors(folder, "model", published.weights.items(), write=True)
+        state = asdict(TrainState(imported_from=source))
+        write_state(folder, state | {"world_size": 1, "versions": versions()})
+        write_text(folder / "config.yaml", config_yaml)
+        store.commit(folder, 0)
+        write_text(aside / "config.yaml", config_yaml)
+        if out.exists():
+            out.rmdir()
+        aside.rename(out)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"out={out} cannot be written: {reason}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return tokenizer
