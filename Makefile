@@ -64,7 +64,7 @@ bench: $(INSTALLED) ## side by side with transformers: time and memory
 
 train: $(INSTALLED) ## a first run and its export; the same command goes on where it stopped
 	$(BIN)/lsp train experiment=first_run run_name=$(RUN) $(ARGS)
-	$(BIN)/lsp export run=checkpoints/$(RUN) out=exported/$(RUN)
+	$(BIN)/lsp export run=checkpoints/$(RUN) out=exported/$(RUN) overwrite=true
 
 clean: ## remove caches and builds; .venv, checkpoints and prepared data stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -26,7 +26,7 @@ VERB = Verb(
     examples=(
         ("the newest checkpoint", "lsp evaluate run=checkpoints/first_run"),
         (
-            "the best one, as a JSON file",
+            "the best one, the result elsewhere",
             "lsp evaluate run=checkpoints/first_run checkpoint=best out=result.json",
         ),
     ),
@@ -35,7 +35,7 @@ VERB = Verb(
         "checkpoint": "latest, best or a step",
         "split": "validation or train",
         "rows": "rows evaluated, 0 for all",
-        "out": "JSON file for the result",
+        "out": "JSON file for the result; <run>/evaluation.json where not given",
     },
     run=run,
     exit_codes={},

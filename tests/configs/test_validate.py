@@ -140,7 +140,7 @@ def limited(monkeypatch):
 
 def test_objective_that_the_architecture_cannot_do(limited):
     limited(objectives=("causal",))
-    with pytest.raises(UserError, match="objective=masked.*choose one of causal"):
+    with pytest.raises(UserError, match=r"objective=masked.*choose one of causal"):
         validate_data(load_train_config(["objective=masked"]))
 
 
