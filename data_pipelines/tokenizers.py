@@ -30,6 +30,9 @@ SETTINGS = "encoding.json"
 """Beside the tokenizer's own files: what encoding a corpus needs to know of it."""
 
 _SPACE = "\u2581"  # how unigram pieces write a space
+# A word with the space before it, other spaces in one run (indentation is frequent in code), and
+# line breaks.
+_UNIGRAM_WORD = rf"{_SPACE}?[^{_SPACE}\t\r\n]+|{_SPACE}+(?={_SPACE})|{_SPACE}|[\t\r\n]+"
 
 
 class Encoder(Protocol):
@@ -73,15 +76,16 @@ def save_tokenizer(
             f"tokenizer={config.kind} with vocab_size={config.vocab_size} cannot be learnt "
             f"from this text: {error}"
         ) from error
-    from transformers import PreTrainedTokenizerFast
-
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        **{f"{role}_token": token for role, token in SPECIAL_TOKENS.items()},
-        clean_up_tokenization_spaces=False,
-        split_special_tokens=True,
-        model_input_names=["input_ids", "attention_mask"],
-    ).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    roles = {f"{role}_token": token for role, token in SPECIAL_TOKENS.items()}
+    loading = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    (folder / "special_tokens_map.json").write_text(json.dumps(roles, indent=1))
+    (folder / "tokenizer_config.json").write_text(json.dumps(loading | roles, indent=1))
     size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     _write_settings(folder, config.kind, size, dict(zip(SPECIAL_TOKENS, range(4), strict=True)))
 
@@ -232,16 +236,20 @@ def _build_bpe(config: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> T
 
 
 def _build_unigram(config: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Tokenizer:
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import (
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        trainers,
+    )
 
     def shell(model: Any) -> Tokenizer:
         tokenizer = Tokenizer(model)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(r"[\t\r\n]+"), "isolated"),
-                pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="never"),
-            ]
-        )
+        tokenizer.normalizer = normalizers.Replace(" ", _SPACE)
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_UNIGRAM_WORD), "isolated")
         tokenizer.decoder = decoders.Sequence(
             [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
         )

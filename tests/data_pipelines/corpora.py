@@ -9,24 +9,6 @@ from data_pipelines.prepare import PreparedData
 
 WORDS = ["the", "quick", "brown", "fox,", "jumps", "over", "a", "lazy", "dog;"]
 WORDS += ["été", "漢字", "😀", "def", "f(x):", "return", "1_000", "self.name"]
-    "the",
-    "quick",
-    "brown",
-    "fox,",
-    "jumps",
-    "over",
-    "a",
-    "lazy",
-    "dog;",
-    "été",
-    "漢字",
-    "😀",
-    "def",
-    "f(x):",
-    "return",
-    "1_000",
-    "self.name",
-]
 
 
 def make_text(seed: int, words: int) -> str:
