@@ -1,6 +1,13 @@
 """`-m`: the jobs, their names, their exit codes."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -123,6 +130,61 @@ def test_jobs_are_processes_of_their_own(tmp_path, monkeypatch, capfd):
     assert captured.err.count("is not the folder of a run") == 2
     assert "2 of 2 jobs failed: job 0 (exit code 2), job 1 (exit code 2)" in captured.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_signals_reach_the_job_which_decides(number, tmp_path, monkeypatch):
+    ready, job = tmp_path / "ready", tmp_path / "job"
+    name = number.name.removeprefix("SIG")
+    job.write_text(
+        f"#!/bin/sh\ntrap 'exit 75' {name}\ntouch {ready}\nwhile :; do sleep 0.02; done\n"
+    )
+    job.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(job))
+
+    def signal_us_when_it_is_ready() -> None:
+        _wait_for(ready)
+        os.kill(os.getpid(), number)
+
+    sender = threading.Thread(target=signal_us_when_it_is_ready)
+    before = signal.getsignal(number)
+    sender.start()
+    assert module._run(["train"]) == 75
+    sender.join()
+    assert signal.getsignal(number) is before
+
+
+def _wait_for(path: Path, seconds: float = 60) -> None:
+    for _ in range(int(seconds / 0.02)):
+        if path.exists():
+            return
+        time.sleep(0.02)
+    raise TimeoutError(f"{path} did not appear")
+
+
+def test_a_killed_job_has_the_code_a_shell_would_give(tmp_path, monkeypatch):
+    job = tmp_path / "job"
+    job.write_text("#!/bin/sh\nkill -9 $$\n")
+    job.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(job))
+    assert module._run(["train"]) == 128 + 9
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_saves_and_goes_on(tmp_path):
+    words = ["train", "-m", "experiment=debug", "seed=0,1", "checkpoint.every=0"]
+    command = [sys.executable, "-m", "lsp", *words]
+    long = subprocess.Popen([*command, "trainer.max_steps=100000"], cwd=tmp_path)
+    _wait_for(tmp_path / "checkpoints" / "debug-seed-0" / "metrics.jsonl")
+    long.terminate()
+    assert long.wait(timeout=60) == INTERRUPTED
+    first, second = (tmp_path / "checkpoints" / f"debug-seed-{seed}" for seed in (0, 1))
+    assert (first / "latest").is_file()
+    assert not second.exists()
+    step = int((first / "latest").read_text().strip().removeprefix("step-"))
+    subprocess.run([*command, f"trainer.max_steps={step + 3}"], cwd=tmp_path, check=True)
+    assert (first / "latest").read_text().strip() == f"step-{step + 3:08}"
+    assert (second / "latest").is_file()
 
 
 def test_unique_names_are_folder_names_and_stable():
