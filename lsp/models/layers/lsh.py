@@ -7,6 +7,7 @@ chunk and its neighbours. Queries and keys share one projection; keys are normal
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from math import isqrt, prod
 
 import numpy as np
@@ -15,6 +16,8 @@ import torch
 from lsp.core.errors import require
 from lsp.models.layers.chunked_attention import Settings, Window, check_chunks, documents
 from lsp.models.layers.lsh_kernel import LSHAttention
+
+ROTATED_AT_ONCE = 2**19  # numbers: they fit the cache of a CPU core, and a GPU is busy with them
 
 
 def automatic_num_buckets(
@@ -93,29 +96,41 @@ def hash_buckets(
         all(factor > 0 and factor % 2 == 0 for factor in factors),
         f"num_buckets={num_buckets} has to be even, or even factors, such as 64 or [16, 32]",
     )
-    num_heads, head_size = qk_BNLH.shape[1], qk_BNLH.shape[3]
+    batch, num_heads, length, head_size = qk_BNLH.shape
     rotations_NHRS = random_rotations(
         of_heads or num_heads, head_size, num_hashes, sum(factors), seed=seed, dtype=qk_BNLH.dtype
     )[first_head : first_head + num_heads].to(qk_BNLH.device)
-    rotated_BNRLS = torch.einsum("bnlh,nhrs->bnrls", qk_BNLH, rotations_NHRS)
-    buckets_BNRL = torch.zeros(
-        rotated_BNRLS.shape[:-1], dtype=torch.int64, device=rotated_BNRLS.device
+    padding_bucket = prod(factors)
+    buckets_BNRL = torch.empty(
+        (batch, num_heads, num_hashes, length),
+        dtype=bucket_dtype(padding_bucket),
+        device=qk_BNLH.device,
     )
-    stride = 1
-    for factor, part in zip(
-        factors, rotated_BNRLS.split([factor // 2 for factor in factors], dim=-1), strict=True
-    ):
-        # argmax over [part, -part] without building it.
-        highest, lowest = part.max(dim=-1), part.min(dim=-1)
-        bucket = torch.where(
-            -lowest.values > highest.values, lowest.indices + factor // 2, highest.indices
-        )
-        buckets_BNRL += stride * bucket
-        stride *= factor
-    total = prod(factors)
+    # The rotated vectors are several times longer than the vectors: only some exist at once.
+    parts = range(0, length, max(1, ROTATED_AT_ONCE // rotations_NHRS[0, 0].numel()))
+    for row, head, start in product(range(batch), range(num_heads), parts):
+        part = slice(start, start + parts.step)
+        rotated_PM = qk_BNLH[row, head, part] @ rotations_NHRS[head].flatten(1)
+        rotated_PRS = rotated_PM.unflatten(1, (num_hashes, -1))
+        buckets_BNRL[row, head, :, part] = _nearest(rotated_PRS, factors).T
     if segment_ids_BL is not None:
-        buckets_BNRL.masked_fill_((segment_ids_BL == 0)[:, None, None, :], total)
-    return buckets_BNRL.to(bucket_dtype(total))
+        buckets_BNRL.masked_fill_((segment_ids_BL == 0)[:, None, None, :], padding_bucket)
+    return buckets_BNRL
+
+
+def _nearest(rotated_PRS: torch.Tensor, factors: list[int]) -> torch.Tensor:
+    """Bucket numbers of rotated vectors (P, R, S): (P, R) int64."""
+    bucket_PR = torch.zeros(rotated_PRS.shape[:2], dtype=torch.int64, device=rotated_PRS.device)
+    stride = 1
+    sizes = [factor // 2 for factor in factors]
+    for factor, part in zip(factors, rotated_PRS.split(sizes, dim=-1), strict=True):
+        # The argmax over [part, -part], without building it.
+        highest, lowest = part.max(dim=-1), part.min(dim=-1)
+        opposite = -lowest.values > highest.values
+        digit = torch.where(opposite, lowest.indices + factor // 2, highest.indices)
+        bucket_PR += stride * digit
+        stride *= factor
+    return bucket_PR
 
 
 def sorted_order(buckets_BNRL: torch.Tensor, document_BL: torch.Tensor | None) -> torch.Tensor:
@@ -125,14 +140,15 @@ def sorted_order(buckets_BNRL: torch.Tensor, document_BL: torch.Tensor | None) -
     depend on what its neighbours contain.
     """
     length = buckets_BNRL.shape[-1]
-    key = buckets_BNRL.long()
+    key_BNRL = buckets_BNRL.long()
     if document_BL is not None:
-        key += document_BL[:, None, None, :].long() << 20
-    if key.device.type != "cpu":
-        return key.argsort(dim=-1, stable=True).int()
-    # NumPy sorts plain integers some thirty times faster than torch sorts with indices.
-    packed = (key << 32) + torch.arange(length)
-    return torch.from_numpy(np.sort(packed.numpy(), axis=-1)).int()  # keeps the low 32 bits
+        key_BNRL = key_BNRL + document_BL[:, None, None, :] * (key_BNRL.max() + 1)
+    if key_BNRL.device.type != "cpu":
+        return key_BNRL.argsort(dim=-1, stable=True).int()
+    # NumPy sorts plain integers some thirty times faster than torch sorts with indices, so the
+    # position goes into the lowest bits.
+    packed = key_BNRL * length + torch.arange(length)
+    return torch.from_numpy(np.sort(packed.numpy(), axis=-1)).remainder_(length).int()
 
 
 def lsh_attention(
