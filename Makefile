@@ -48,7 +48,7 @@ check: $(INSTALLED) ## lint, format, types, import rule, shell scripts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@scripts=$$(ls .ci/run launch/*.sh launch/*.sbatch 2>/dev/null); \
-	if command -v shellcheck >/dev/null; then echo "shellcheck $$scripts"; shellcheck $$scripts; fi
+	if command -v shellcheck >/dev/null; then echo "shellcheck -x $$scripts"; shellcheck -x $$scripts; fi
 
 test: $(INSTALLED) ## the fast tests; ARGS="-k reformer" chooses
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(ARGS)
