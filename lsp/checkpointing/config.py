@@ -18,7 +18,8 @@ class CheckpointConfig:
         every: Steps between checkpoints; 0 writes one only at the end.
         keep_last: How many of the newest are kept.
         keep_every: Steps whose multiples are kept for good; 0 for none.
-        keep_best: Whether the one with the lowest validation loss is kept.
+        keep_best: Whether the one with the lowest validation loss is kept, among those of steps
+            that were also evaluated.
         resume: `auto` resumes where there is a checkpoint, `must` refuses to start without
             one, `never` refuses to touch a run that has one.
     """

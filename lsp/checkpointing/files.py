@@ -25,11 +25,15 @@ class IncompleteError(Exception):
 def write_text(path: Path, text: str) -> None:
     """Replaces a file in one step."""
     aside = path.with_name(f".{path.name}.aside")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
     _sync_directory(path.parent)
 
 
@@ -56,13 +60,29 @@ def write_tensors(
             continue
         bytes_here = tensor.numel() * tensor.element_size()
         if shard and size + bytes_here > SHARD_BYTES:
-            save_file(shard, folder / f"{stem}-{number:05d}.safetensors")
+            save_tensors(shard, folder / f"{stem}-{number:05d}.safetensors")
             shard, size, number = {}, 0, number + 1
         # A copy, so that tied or viewed memory becomes an independent, contiguous tensor.
         shard[name] = tensor.to("cpu", copy=True).contiguous()
         size += bytes_here
     if write:
-        save_file(shard, folder / f"{stem}-{number:05d}.safetensors")
+        save_tensors(shard, folder / f"{stem}-{number:05d}.safetensors")
+
+
+def save_tensors(
+    tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Writes a file that everyone may read who may read the files around it."""
+    save_file(tensors, path, metadata)
+    # safetensors keeps its files to their owner, whatever the umask says.
+    path.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    # There is no way to ask without setting it.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def read_tensors(folder: Path, stem: str) -> dict[str, torch.Tensor]:
@@ -111,11 +131,20 @@ def verify(folder: Path) -> None:
 
 
 def publish(aside: Path, final: Path) -> None:
-    """Gives a sealed folder its final name."""
+    """Gives a sealed folder its final name; what had that name goes first."""
     if final.exists():
-        shutil.rmtree(final)
+        remove(final)
     os.rename(aside, final)
     _sync_directory(final.parent)
+
+
+def remove(folder: Path) -> None:
+    """Deletes a folder: first out of sight in one move, so that a kill leaves no half of it."""
+    dying = folder.with_name(f".{folder.name}.deleted")
+    if dying.exists():
+        shutil.rmtree(dying)
+    folder.rename(dying)
+    shutil.rmtree(dying)
 
 
 def _content(folder: Path) -> Iterator[Path]:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from lsp.checkpointing.files import read_tensors, write_tensors, write_text
+from lsp.checkpointing.files import read_tensors, save_tensors, write_tensors, write_text
 from lsp.checkpointing.store import CheckpointStore, read_state, read_weights, write_state
 from lsp.core.errors import UserError
-from lsp.core.seeding import rng_state, seed_everything, set_rng_state
+from lsp.core.seeding import rng_state, seed_everything, set_rng_state, stream
 from lsp.core.versions import versions
-from lsp.parallel.collectives import first_failure, rank
+from lsp.parallel.collectives import rank, together
 from lsp.parallel.engine import Engine
+
+RESTORE_STREAM = 5
 
 
 @dataclass
@@ -33,8 +35,10 @@ class TrainState:
         nonfinite: Steps skipped so far because a gradient was not finite.
         nonfinite_in_a_row: How many of those came last, without a good step between.
         validation_loss: Last validation loss in nats per predicted token.
+        validation_step: Step whose weights had that loss.
         best_validation_loss: Lowest so far.
         seconds: Training time so far, over all sessions.
+        peak_memory_bytes: Largest memory of the main process so far, over all sessions.
         data_fingerprint: Of the prepared data; the cursor means nothing in other data.
         imported_from: Where the first weights came from, if not from random numbers.
         scaler: State of the dynamic loss scale.
@@ -48,8 +52,10 @@ class TrainState:
     nonfinite: int = 0
     nonfinite_in_a_row: int = 0
     validation_loss: float | None = None
+    validation_step: int | None = None
     best_validation_loss: float | None = None
     seconds: float = 0.0
+    peak_memory_bytes: int = 0
     data_fingerprint: str = ""
     imported_from: str | None = None
     scaler: dict[str, Any] = field(default_factory=dict)
@@ -119,18 +125,23 @@ class _Writer:
             self.error = error
 
     def agree(self, store: CheckpointStore) -> None:
-        """Raises on every process if any failed, after clearing away the unfinished folder."""
-        message = first_failure(None if self.error is None else _explain(self.error))
-        if message is None:
-            return
-        if rank() == 0:
-            store.clean()
-        raise UserError(message)
+        """Ends every process if any failed, after clearing away the unfinished folder."""
+        try:
+            together(self._complain)
+        except (UserError, SystemExit):
+            if rank() == 0:
+                with suppress(OSError):
+                    store.clean()
+            raise
+
+    def _complain(self) -> None:
+        if self.error is not None:
+            raise UserError(_explain(self.error)) from self.error
 
 
 def _explain(error: OSError | SafetensorError) -> str:
     full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-    reason = "the disk is full" if full else str(error)
+    reason = "the disk is full" if full else " ".join(str(error).split())
     return (
         f"the checkpoint could not be written: {reason}. Earlier checkpoints are untouched: "
         "make room or set checkpoint.root elsewhere, then run the same command again"
@@ -149,7 +160,7 @@ def _write_rng(folder: Path, rank: int) -> None:
     state = rng_state()
     tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
     plain = {k: v for k, v in state.items() if not isinstance(v, torch.Tensor)}
-    save_file(tensors, folder / f"rng-{rank:05d}.safetensors", {"plain": json.dumps(plain)})
+    save_tensors(tensors, folder / f"rng-{rank:05d}.safetensors", {"plain": json.dumps(plain)})
 
 
 @dataclass(frozen=True)
@@ -165,7 +176,8 @@ class Snapshot:
         """Sets the global generators; a process that did not exist then gets its own seed."""
         path = self.path / f"rng-{rank:05d}.safetensors"
         if not path.exists():
-            seed_everything(seed * 1_000_003 + self.state.step * 1_009 + rank)
+            own = stream(seed, RESTORE_STREAM, self.state.step, rank)
+            seed_everything(int(own.integers(2**62)))
             return
         with safe_open(path, framework="pt") as file:
             state: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import sys
@@ -17,6 +18,7 @@ from lsp.checkpointing.files import (
     IncompleteError,
     publish,
     read_tensors,
+    remove,
     seal,
     verify,
     write_json,
@@ -25,7 +27,7 @@ from lsp.checkpointing.files import (
 from lsp.core.errors import UserError
 
 STATE = "state.json"
-_NAME = re.compile(r"^step-(\d{8})$")
+_NAME = re.compile(r"^step-(\d{8,})$")
 
 
 def _warn(message: str) -> None:
@@ -46,6 +48,12 @@ class CheckpointStore:
 
     def path(self, step: int) -> Path:
         return self.run_dir / f"step-{step:08d}"
+
+    def step_of(self, path: Path) -> int:
+        """The step of a checkpoint's folder."""
+        match = _NAME.match(path.name)
+        assert match is not None
+        return int(match.group(1))
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint under its final name, oldest first."""
@@ -101,14 +109,18 @@ class CheckpointStore:
         return self.path(step)
 
     def best_step(self) -> int | None:
-        """The step with the lowest validation loss among those that are kept."""
+        """The step with the lowest validation loss among those that are kept.
+
+        Only losses count that were measured on the very weights of the checkpoint.
+        """
         losses = {}
         for step in self.steps():
             try:
-                loss = read_state(self.path(step)).get("validation_loss")
+                state = read_state(self.path(step))
             except UserError:
                 continue
-            if loss is not None:
+            loss = state.get("validation_loss")
+            if loss is not None and math.isfinite(loss) and state.get("validation_step") == step:
                 losses[step] = loss
         return min(losses, key=lambda step: losses[step]) if losses else None
 
@@ -139,11 +151,22 @@ class CheckpointStore:
             keep |= {best} if best is not None else set()
         gone = [step for step in steps if step not in keep]
         for step in gone:
-            # First out of sight in one move, so that a kill leaves no half-deleted checkpoint.
-            dying = self.run_dir / f".step-{step:08d}.deleted"
-            self.path(step).rename(dying)
-            shutil.rmtree(dying)
+            remove(self.path(step))
         return gone
+
+    def set_aside_after(self, step: int) -> None:
+        """Renames the checkpoints beyond a step, which are those that `latest` found damaged.
+
+        Under their old names they would count as the newest, and `retain` would keep them in the
+        place of good ones.
+        """
+        for damaged in (s for s in self.steps() if s > step):
+            away = self.path(damaged).with_suffix(".damaged")
+            if away.exists():
+                shutil.rmtree(away)
+            self.path(damaged).rename(away)
+            write_text(self.run_dir / "latest", self.path(step).name + "\n")
+            self.warn(f"{self.path(damaged)} is now {away.name}; delete it when it is of no use")
 
     def clean(self) -> None:
         """Removes what an interrupted save or deletion left behind."""

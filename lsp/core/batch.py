@@ -56,8 +56,9 @@ class Batch:
         return (self.labels != IGNORE_INDEX).sum()
 
     @property
-    def padding_share(self) -> float:
-        return float((self.segment_ids == 0).float().mean())
+    def num_padding(self) -> torch.Tensor:
+        """How many positions are padding (int64 scalar)."""
+        return (self.segment_ids == 0).sum()
 
 
 def positions_from_segments(segment_ids: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from typing import NoReturn
 
 
 def rank() -> int:
@@ -23,3 +25,13 @@ def world_size() -> int:
 def is_main() -> bool:
     """Whether this process speaks to the user and writes the shared files."""
     return rank() == 0
+
+
+def leave_quietly(code: int) -> NoReturn:
+    """Ends this process because of something that another one tells the user.
+
+    The launcher ends all processes as soon as it sees that one has left, so this one gives the
+    other a second to speak.
+    """
+    time.sleep(1)
+    raise SystemExit(code)

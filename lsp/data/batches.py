@@ -66,7 +66,7 @@ class BatchMaker:
         self.config = objective
         self.vocabulary = vocabulary
         self.seed = seed
-        self._objective = objectives.get(objective.name)
+        self._objective = objectives.get(objective.name, vocabulary)
 
     def make(self, rows: Sequence[int], keys: Sequence[tuple[int, ...]]) -> Batch:
         """A batch of `rows`; row i takes its random choices from `keys[i]`."""

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from datetime import timedelta
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
+from data_pipelines.errors import DataError
+from lsp.core.errors import UserError
+from lsp.core.exit_codes import BUG, USER_ERROR
+from lsp.core.ranks import leave_quietly
+
 T = TypeVar("T")
+
+PATIENCE = timedelta(days=30)
+"""How long processes wait for one that prepares data, which may take any time."""
 
 
 def is_distributed() -> bool:
@@ -36,51 +45,98 @@ def barrier() -> None:
 def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
     """Adds up a few numbers over all processes, in float64.
 
-    This reads the result back to the host, which on a GPU waits for all queued work.
+    With several processes this reads the result back to the host, which on a GPU waits for all
+    queued work.
     """
+    if not is_distributed():
+        return list(values)
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    if is_distributed():
-        dist.all_reduce(tensor)
+    dist.all_reduce(tensor)
     result: list[float] = tensor.tolist()
     return result
 
 
 def broadcast_object(value: T) -> T:
-    """Rank 0's value, on every process."""
+    """Rank 0's value, on every process, however long it takes rank 0 to come to it."""
     if not is_distributed():
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=_patient_group())
     return box[0]
 
 
-def first_failure(message: str | None) -> str | None:
-    """The first message that any process gave, on every process; None where all gave None."""
-    if not is_distributed():
-        return message
-    messages: list[str | None] = [None] * world_size()
-    dist.all_gather_object(messages, message)
-    return next((m for m in messages if m is not None), None)
+@lru_cache(maxsize=1)
+def _patient_group() -> dist.ProcessGroup:
+    """A group over the host's network whose members wait longer than `timeout_seconds`."""
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return group
 
 
-def main_process_first(work: Callable[[], T]) -> T:
-    """Runs `work` on rank 0, then on the others, who then find it done.
+def forget_groups() -> None:
+    """Lets go of groups, so that they can be ended in good order."""
+    _patient_group.cache_clear()
 
-    If rank 0 fails, every rank raises, so that nobody is left waiting.
+
+def main_process_only(work: Callable[[], T]) -> T | None:
+    """Runs `work` on rank 0 while the others wait; they get None.
+
+    If it fails, rank 0 raises and the others leave with the same exit code and without a word,
+    so that nobody is left waiting and the user is told once.
     """
     if not is_distributed():
         return work()
-    failure: BaseException | None = None
     result: T | None = None
+    failure: Exception | None = None
     if rank() == 0:
         try:
             result = work()
         except Exception as error:
             failure = error
-    message = broadcast_object(None if failure is None else f"{type(failure).__name__}: {failure}")
+    code = broadcast_object(_exit_code(failure))
     if failure is not None:
         raise failure
-    if message is not None:
-        # Rank 0 has already told the user; the others leave without a second copy.
-        raise SystemExit(int(os.environ.get("LSP_FOLLOWER_EXIT", "2")))
-    return work() if rank() != 0 else result  # type: ignore[return-value]
+    if code is not None:
+        leave_quietly(code)
+    return result
+
+
+def main_process_first(work: Callable[[], T]) -> T:
+    """Runs `work` on rank 0, then on the others, who then find it done."""
+    first = main_process_only(work)
+
+    def follow() -> T:
+        return work() if rank() != 0 else first  # type: ignore[return-value]
+
+    return together(follow)
+
+
+def together(work: Callable[[], T]) -> T:
+    """Runs `work`, which holds no collective, on every process; if one fails, all end.
+
+    The first that failed raises; the others leave with the same exit code and without a word.
+    """
+    if not is_distributed():
+        return work()
+    result: T | None = None
+    failure: Exception | None = None
+    try:
+        result = work()
+    except Exception as error:
+        failure = error
+    codes: list[int | None] = [None] * world_size()
+    dist.all_gather_object(codes, _exit_code(failure), group=_patient_group())
+    failed = [number for number, code in enumerate(codes) if code is not None]
+    if failed and rank() == failed[0]:
+        assert failure is not None
+        raise failure
+    if failed:
+        code = codes[failed[0]]
+        assert code is not None
+        leave_quietly(code)
+    return result  # type: ignore[return-value]
+
+
+def _exit_code(failure: Exception | None) -> int | None:
+    if failure is None:
+        return None
+    return USER_ERROR if isinstance(failure, UserError | DataError) else BUG

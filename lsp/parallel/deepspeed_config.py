@@ -55,7 +55,7 @@ def deepspeed_config(
         "wall_clock_breakdown": False,
     }
     if precision.name == "bf16":
-        config["bf16"] = {"enabled": True}
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     elif precision.name == "fp16":
         scale_power = max(0, round(precision.initial_loss_scale).bit_length() - 1)

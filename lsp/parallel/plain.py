@@ -68,7 +68,9 @@ class PlainEngine(Engine):
         norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), self.max_norm))
         applied = math.isfinite(norm)
         for optimizer in self.optimizers:
-            if self.scaler is not None:
+            # The scaler alone would judge each optimizer by its own gradients, and clipping has
+            # spread what is not finite to all of them.
+            if applied and self.scaler is not None:
                 self.scaler.step(optimizer)
             elif applied:
                 optimizer.step()
@@ -93,8 +95,8 @@ class PlainEngine(Engine):
                     yield f"{names[id(parameter)]}/{field}", torch.as_tensor(value).detach()
 
     def load_optimizer_state(self, weights: Tensors, state: Tensors) -> None:
-        parameters = dict(self.module.named_parameters())
-        check_state_names(state, set(parameters))
+        names = {id(p): name for name, p in self.module.named_parameters()}
+        check_state_names(state, set(names.values()))
         fields: dict[str, Tensors] = {}
         for key, value in state.items():
             name, field = split_state_key(key)
@@ -102,11 +104,10 @@ class PlainEngine(Engine):
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
-                    name = next(n for n, p in parameters.items() if p is parameter)
-                    if name in fields:
+                    own = fields.get(names[id(parameter)])
+                    if own is not None:
                         optimizer.state[parameter] = {
-                            field: _place(field, value, parameter)
-                            for field, value in fields[name].items()
+                            field: _place(field, value, parameter) for field, value in own.items()
                         }
 
     def scaler_state(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +13,11 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+from torch._C._distributed_c10d import HashStore
 
 from lsp.core import ranks
 from lsp.core.errors import UserError, require
-from lsp.parallel.collectives import barrier, is_distributed
+from lsp.parallel.collectives import barrier, forget_groups, is_distributed
 from lsp.parallel.config import ParallelismConfig, PrecisionConfig
 
 
@@ -81,16 +83,27 @@ def runtime(parallelism: ParallelismConfig) -> Iterator[Runtime]:
         if is_distributed():
             if clean:
                 barrier()
+            forget_groups()
             torch.distributed.destroy_process_group()
             gc.collect()
             time.sleep(0.1)
+        _reset_accelerate()
+
+
+def _reset_accelerate() -> None:
+    """Makes accelerate forget this run's precision and processes: it keeps them per interpreter."""
+    if "accelerate.state" in sys.modules:
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
 
 
 def _init_process_group(device: torch.device, parallelism: ParallelismConfig, world: int) -> None:
     """Joins the group that the launcher's variables describe; alone, a group of one."""
     options: dict[str, Any] = {}
     if world == 1:
-        options = {"store": torch.distributed.HashStore(), "rank": 0, "world_size": 1}
+        options = {"store": HashStore(), "rank": 0, "world_size": 1}
         # accelerate and DeepSpeed read these even where a group already exists.
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
         for name, value in alone.items():

@@ -73,9 +73,13 @@ class ZeroEngine(Engine):
                 f"processes but accelerate set up {accelerator.distributed_type} on "
                 f"{accelerator.num_processes}; start the processes with torchrun"
             )
+        whole = {} if precision.name == "fp32" else _copies(module)
         self.engine, _ = accelerator.prepare(module, optimizer)
         self.zero = self.engine.optimizer
-        self.names = [name for name, _ in module.named_parameters()]
+        for name, parameter in module.named_parameters():
+            # DeepSpeed makes the fp32 masters from weights that it has already rounded.
+            if name in whole:
+                self._set(parameter, whole.pop(name), None)
 
     def __call__(self, batch: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
         loss_sum, count = self.engine(**batch)
@@ -103,14 +107,15 @@ class ZeroEngine(Engine):
         return groups
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, parameter in self.module.named_parameters():
-            yield name, safe_get_full_fp32_param(parameter).detach()
-        for name, buffer in self.module.named_buffers():
-            if name in self._persistent_buffers():
-                yield name, buffer.detach().float() if buffer.is_floating_point() else buffer
-
-    def _persistent_buffers(self) -> set[str]:
-        return set(self.module.state_dict()) - set(self.names)
+        # Tied weights have several names, and a checkpoint holds each.
+        parameters = dict(self.module.named_parameters(remove_duplicate=False))
+        buffers = dict(self.module.named_buffers(remove_duplicate=False))
+        for name in self.module.state_dict():
+            if name in parameters:
+                yield name, safe_get_full_fp32_param(parameters[name]).detach()
+            else:
+                buffer = buffers[name].detach()
+                yield name, buffer.float() if buffer.is_floating_point() else buffer
 
     def optimizer_state(self) -> Iterator[tuple[str, torch.Tensor]]:
         if not self._fields():
@@ -151,7 +156,9 @@ class ZeroEngine(Engine):
         for name, parameter in parameters.items():
             self._set(parameter, weights[name], None)
             for field in self._fields():
-                self._set(parameter, state[f"{name}/{field}"], field)
+                # A parameter that has never had a gradient has no state elsewhere: zeros, here.
+                if f"{name}/{field}" in state:
+                    self._set(parameter, state[f"{name}/{field}"], field)
 
     def _make_state(self, fields: set[str], state: Tensors) -> None:
         """Allocates the inner optimizer's state, which torch does only at its first step."""
@@ -188,7 +195,8 @@ class ZeroEngine(Engine):
                 safe_set_full_optimizer_state(parameter, value, field)
             return
         # Partitions are equal in size, so the last one may be longer than what is left.
-        size = parameter.ds_tensor.ds_numel
+        partition: Any = parameter.ds_tensor  # type: ignore[attr-defined]
+        size = partition.ds_numel
         part = value.flatten()[size * self.runtime.rank : size * (self.runtime.rank + 1)]
         part = nn.functional.pad(part, (0, size - part.numel()))
         if field is None:
@@ -205,3 +213,7 @@ class ZeroEngine(Engine):
     def load_scaler_state(self, state: dict[str, Any]) -> None:
         if state:
             vars(self.zero.loss_scaler).update(state)
+
+
+def _copies(module: nn.Module) -> Tensors:
+    return {name: p.detach().clone() for name, p in module.named_parameters()}

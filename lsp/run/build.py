@@ -7,26 +7,39 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from data_pipelines.prepare import PreparedData, prepare
 from lsp.checkpointing.files import write_text
-from lsp.checkpointing.snapshot import TrainState
+from lsp.checkpointing.snapshot import Snapshot, TrainState
 from lsp.checkpointing.store import CheckpointStore
 from lsp.core.errors import UserError
-from lsp.core.exit_codes import DONE
+from lsp.core.exit_codes import DONE, USER_ERROR
+from lsp.core.ranks import leave_quietly, local_rank
 from lsp.core.seeding import seed_everything
 from lsp.data.batches import BatchMaker, EvaluationBatches, Share, TrainingBatches
 from lsp.data.objectives import Vocabulary
 from lsp.models import registry
 from lsp.models.interface import LanguageModel
-from lsp.parallel.collectives import broadcast_object, main_process_first
+from lsp.parallel.collectives import (
+    broadcast_object,
+    main_process_first,
+    main_process_only,
+    together,
+)
 from lsp.parallel.prepare import prepare_engine
 from lsp.parallel.runtime import Runtime, check_precision, runtime
 from lsp.run.compose import save_yaml, to_plain
 from lsp.run.config import RunConfig
-from lsp.run.resume import adopt_imported, check_unchanged, find_snapshot_path, load_snapshot
+from lsp.run.resume import (
+    BEFORE_DATA,
+    adopt_imported,
+    check_unchanged,
+    find_snapshot_path,
+    load_snapshot,
+)
 from lsp.run.validate import validate
 from lsp.tracking.tracker import make_trackers
 from lsp.training.console import TrainingConsole
@@ -42,10 +55,10 @@ def run_training(config: RunConfig) -> int:
     Raises:
         UserError: If something in the configuration or in what is on disk cannot work.
     """
-    validate(config)
+    _validate_once(config)
     with runtime(config.parallelism) as place, stop_requests() as stop:
         check_precision(config.precision, place.device)
-        with _only_one(config.run_dir, place):
+        with _only_one(config.run_dir):
             trainer, prepared = build_trainer(config, place, stop)
             try:
                 code = trainer.fit()
@@ -55,10 +68,18 @@ def run_training(config: RunConfig) -> int:
                 for tracker in trainer.trackers:
                     tracker.close()
         if place.is_main:
-            from lsp.run.finish import finish
-
-            finish(config, prepared, trainer.state.step, done=code == DONE)
+            _finish(config, prepared, trainer.state.step, done=code == DONE)
         return code
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a process has before it meets the others to train."""
+
+    model: LanguageModel
+    snapshot: Snapshot | None
+    batches: TrainingBatches
+    validation: EvaluationBatches | None
 
 
 def build_trainer(
@@ -72,29 +93,20 @@ def build_trainer(
         stop: Told by signals.
     """
     store = CheckpointStore(config.run_dir)
-    step_dir = main_process_first(lambda: _begin(config, store, place))
-    step_dir = broadcast_object(step_dir)
+    step_dir = broadcast_object(main_process_only(lambda: _begin(config, store)))
     if step_dir is not None:
-        adopt_imported(config, step_dir)
+        together(lambda: _continue(config, step_dir))
     prepared = main_process_first(lambda: prepare_data(config))
-    vocabulary = complete_architecture(config, prepared)
-    snapshot = None
-    if step_dir is not None:
-        check_unchanged(config, step_dir)
-        snapshot = load_snapshot(step_dir, prepared.manifest["fingerprint"])
-    if place.is_main:
-        _write_run_files(config, prepared)
+    share = plan_share(config, place)
+    parts = together(lambda: _parts(config, prepared, share, step_dir))
+    main_process_only(lambda: _write_run_files(config, prepared, fresh=step_dir is None))
 
-    seed_everything(config.seed)
-    model = build_model(config)
+    snapshot = parts.snapshot
     state = snapshot.state if snapshot is not None else TrainState()
     state.data_fingerprint = prepared.manifest["fingerprint"]
-    if snapshot is not None:
-        load_weights(model, snapshot.weights, snapshot.path)
-    share = plan_share(config, place)
     engine = prepare_engine(
-        model,
-        build_optimizers(model, config.optimizer),
+        parts.model,
+        build_optimizers(parts.model, config.optimizer),
         place,
         config.parallelism,
         config.precision,
@@ -107,11 +119,14 @@ def build_trainer(
         snapshot.restore_rng(place.rank, config.seed)
     peak = peak_tflops(place.device, config.trainer.peak_tflops)
     console = TrainingConsole(config.trainer.max_steps, state.step, enabled=place.is_main)
-    _announce(console, config, model, prepared, share, state, place)
+    _announce(console, config, parts.model, prepared, share, state, place)
+    trackers = main_process_only(
+        lambda: make_trackers(config.tracking, config.run_dir, to_plain(config), state.step)
+    )
     trainer = Trainer(
         engine=engine,
-        batches=TrainingBatches(_maker(config, prepared, "train", vocabulary), share),
-        validation=_validation(config, prepared, vocabulary, share),
+        batches=parts.batches,
+        validation=parts.validation,
         bytes_per_token=(
             bytes_per_token(prepared, "train"),
             bytes_per_token(prepared, "validation"),
@@ -123,9 +138,7 @@ def build_trainer(
         config_yaml=save_yaml(config),
         state=state,
         seed=config.seed,
-        trackers=make_trackers(config.tracking, config.run_dir, to_plain(config), state.step)
-        if place.is_main
-        else [],
+        trackers=trackers or [],
         console=console,
         stop=stop,
         peak_flops=peak * 1e12 * place.world_size if peak else None,
@@ -214,23 +227,67 @@ def plan_share(config: RunConfig, place: Runtime) -> Share:
     return Share(place.rank, place.world_size, rows, micro_batch)
 
 
-def _begin(config: RunConfig, store: CheckpointStore, place: Runtime) -> Path | None:
-    if not place.is_main:
-        return None
+def _validate_once(config: RunConfig) -> None:
+    """Every process finds the same mistake; one per machine tells."""
+    try:
+        validate(config)
+    except UserError:
+        if local_rank() != 0:
+            leave_quietly(USER_ERROR)
+        raise
+
+
+def _begin(config: RunConfig, store: CheckpointStore) -> Path | None:
     store.clean()
-    return find_snapshot_path(config, store)
+    step_dir = find_snapshot_path(config, store)
+    if step_dir is not None:
+        store.set_aside_after(store.step_of(step_dir))
+    return step_dir
+
+
+def _continue(config: RunConfig, step_dir: Path) -> None:
+    """Refuses what cannot continue before hours go into other data."""
+    adopt_imported(config, step_dir)
+    check_unchanged(config, step_dir, BEFORE_DATA)
+
+
+def _parts(
+    config: RunConfig, prepared: PreparedData, share: Share, step_dir: Path | None
+) -> _Parts:
+    """Makes what can be made, and refused, without the other processes."""
+    vocabulary = complete_architecture(config, prepared)
+    snapshot = None
+    if step_dir is not None:
+        check_unchanged(config, step_dir)
+        snapshot = load_snapshot(step_dir, prepared.manifest["fingerprint"])
+    seed_everything(config.seed)
+    model = build_model(config)
+    if snapshot is not None:
+        load_weights(model, snapshot.weights, snapshot.path)
+    return _Parts(
+        model=model,
+        snapshot=snapshot,
+        batches=TrainingBatches(_maker(config, prepared, "train", vocabulary), share),
+        validation=_validation(config, prepared, vocabulary, share),
+    )
 
 
 @contextmanager
-def _only_one(run_dir: Path, place: Runtime) -> Iterator[None]:
+def _only_one(run_dir: Path) -> Iterator[None]:
     """Keeps two trainings out of one run's folder.
 
     Raises:
         UserError: If another process is training there, or the folder cannot be made.
     """
-    if not place.is_main:
+    lock = main_process_only(lambda: _lock(run_dir))
+    try:
         yield
-        return
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def _lock(run_dir: Path) -> IO[str]:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         lock = (run_dir / ".lock").open("w")
@@ -239,23 +296,38 @@ def _only_one(run_dir: Path, place: Runtime) -> Iterator[None]:
             f"checkpoint.root: {run_dir} cannot be written ({error.strerror}); "
             "name a folder that can"
         ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"another process is training in {run_dir}; wait for it, or choose another run_name"
-            ) from error
-        yield
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise UserError(
+            f"another process is training in {run_dir}; wait for it, or choose another run_name"
+        ) from error
+    except OSError:  # some network file systems have no locks
+        print(f"lsp: {run_dir} cannot be locked; train there with one command", file=sys.stderr)
+    return lock
 
 
-def _write_run_files(config: RunConfig, prepared: PreparedData) -> None:
+def _write_run_files(config: RunConfig, prepared: PreparedData, *, fresh: bool) -> None:
     write_text(config.run_dir / "config.yaml", save_yaml(config))
     tokenizer = config.run_dir / "tokenizer"
+    if fresh and tokenizer.exists():  # of a start that never came to a checkpoint
+        shutil.rmtree(tokenizer)
     if not tokenizer.exists():
         aside = config.run_dir / ".tokenizer.aside"
-        shutil.copytree(prepared.tokenizer_path, aside, dirs_exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(prepared.tokenizer_path, aside)
         aside.rename(tokenizer)
+
+
+def _finish(config: RunConfig, prepared: PreparedData, step: int, *, done: bool) -> None:
+    from lsp.run.finish import finish
+
+    try:
+        finish(config, prepared, step, done=done)
+    except OSError as error:
+        # The run itself is safe, and its exit code is what launchers decide by.
+        print(f"lsp: {error.filename or 'loss.png'}: {error.strerror}", file=sys.stderr)
 
 
 def _maker(
@@ -268,7 +340,6 @@ def _validation(
     config: RunConfig, prepared: PreparedData, vocabulary: Vocabulary, share: Share
 ) -> EvaluationBatches | None:
     if len(prepared.split("validation")) == 0:
-        print("lsp: the corpus has no validation documents; none are evaluated", file=sys.stderr)
         return None
     maker = _maker(config, prepared, "validation", vocabulary)
     return EvaluationBatches(maker, share, config.trainer.eval_rows)
@@ -294,5 +365,12 @@ def _announce(
         f"data: {len(prepared.split('train')):,} rows to train on, "
         f"{len(prepared.split('validation')):,} to validate on ({prepared.path})"
     )
-    if state.step:
+    if len(prepared.split("validation")) == 0:
+        console.say("lsp: the data has no validation documents; nothing is evaluated")
+    if state.step >= config.trainer.max_steps:
+        console.say(
+            f"{config.run_dir} is done: it is at step {state.step}; a higher trainer.max_steps "
+            "goes on"
+        )
+    elif state.step:
         console.say(f"resuming {config.run_dir} at step {state.step}")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 from data_pipelines.prepare import PreparedData
 from lsp.run.config import RunConfig
 from lsp.run.load import load_run
@@ -34,7 +31,7 @@ def finish(config: RunConfig, prepared: PreparedData, step: int, *, done: bool) 
         )
     if config.objective.name == "causal" and config.trainer.sample_tokens:
         print(f"\nsample:\n{_indented(sample(config))}")
-    print(_what_next(config.run_dir))
+    print(_what_next(config))
 
 
 def sample(config: RunConfig) -> str:
@@ -45,8 +42,7 @@ def sample(config: RunConfig) -> str:
 
     loaded = load_run(config.run_dir)
     tokenizer = AutoTokenizer.from_pretrained(loaded.tokenizer_path)
-    prompt = "def " if config.data.source == "python_library" else "The "
-    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    prompt_ids = tokenizer(_prompt(config), add_special_tokens=False)["input_ids"]
     room = loaded.config.sequence_length - len(prompt_ids)
     ids = list(
         generate_ids(
@@ -66,14 +62,18 @@ def _indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())
 
 
-def _what_next(run_dir: Path) -> str:
-    run = run_dir.as_posix()
-    lines = (
+def _prompt(config: RunConfig) -> str:
+    return "def " if config.data.source == "python_library" else "The "
+
+
+def _what_next(config: RunConfig) -> str:
+    run = config.run_dir.as_posix()
+    lines = [
         f"\nloss curve: {run}/loss.png   metrics: {run}/metrics.jsonl",
         "next:",
-        f'  lsp generate run={run} prompt="def "',
         f"  lsp evaluate run={run}",
-        f"  lsp export   run={run} out=exported/{run_dir.name}",
-    )
-    sys.stdout.flush()
+        f"  lsp export   run={run} out=exported/{config.run_name}",
+    ]
+    if config.objective.name == "causal":
+        lines.insert(2, f'  lsp generate run={run} prompt="{_prompt(config)}"')
     return "\n".join(lines)

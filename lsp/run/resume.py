@@ -24,6 +24,9 @@ FIXED = (
 )
 """What a run cannot change on the way: the rest would not be the same run, or not load at all."""
 
+BEFORE_DATA = tuple(part for part in FIXED if part != "architecture")
+"""Those that are known before the data has completed the architecture."""
+
 FREE = ("data.num_processes", "data.cache_root", "data.unit_bytes", "packing.shard_megabytes")
 """Parts of those that shape no token."""
 
@@ -63,12 +66,13 @@ def adopt_imported(config: RunConfig, step_dir: Path) -> None:
     config.tokenizer = saved.tokenizer
 
 
-def check_unchanged(config: RunConfig, step_dir: Path) -> None:
+def check_unchanged(config: RunConfig, step_dir: Path, parts: tuple[str, ...] = FIXED) -> None:
     """Compares a run's configuration with that of the checkpoint it continues from.
 
     Args:
         config: Completed by the run (vocabulary, positions, …), as the saved one is.
         step_dir: The checkpoint.
+        parts: What is compared.
 
     Raises:
         UserError: If something changed that must not, with the first differences.
@@ -81,7 +85,7 @@ def check_unchanged(config: RunConfig, step_dir: Path) -> None:
     changed = [
         key
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and _is_fixed(key)
+        if before.get(key) != now.get(key) and _within(key, parts) and not _within(key, FREE)
     ]
     if changed:
         shown = "; ".join(f"{key} was {before.get(key)}, now {now.get(key)}" for key in changed[:4])
@@ -109,11 +113,8 @@ def load_snapshot(step_dir: Path, data_fingerprint: str) -> Snapshot:
     return snapshot
 
 
-def _is_fixed(key: str) -> bool:
-    def within(prefix: str) -> bool:
-        return key == prefix or key.startswith(prefix + ".")
-
-    return any(map(within, FIXED)) and not any(map(within, FREE))
+def _within(key: str, parts: tuple[str, ...]) -> bool:
+    return any(key == part or key.startswith(part + ".") for part in parts)
 
 
 def _flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:

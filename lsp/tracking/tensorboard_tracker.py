@@ -13,9 +13,8 @@ class TensorBoardTracker:
     """Event files in `<run>/tensorboard`; points after the resumed step are purged."""
 
     def __init__(self, run_dir: Path, resumed_step: int) -> None:
-        self.writer = SummaryWriter(
-            str(run_dir / "tensorboard"), purge_step=resumed_step + 1 if resumed_step else None
-        )
+        # Also a new run may follow one that was killed before its first checkpoint.
+        self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resumed_step + 1)
 
     def log(self, step: int, metrics: Metrics) -> None:
         for name, value in metrics.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,19 +30,24 @@ class JsonlTracker:
     """One row per logged step, floats in full precision.
 
     Rows beyond the step that a run resumes from are dropped, so that the file is the curve of
-    one run, with every step once.
+    one run, with every step once. What is not a finite number is written as null, which every
+    reader of JSON understands.
     """
 
     def __init__(self, path: Path, resumed_step: int) -> None:
         self.path = path
         kept = [row for row in read_rows(path) if row["step"] <= resumed_step]
         aside = path.with_name(f".{path.name}.aside")
-        aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        with aside.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in kept)
+            file.flush()
+            os.fsync(file.fileno())
         aside.replace(path)
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, metrics: Metrics) -> None:
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        row = {key: value if _is_finite(value) else None for key, value in metrics.items()}
+        self._file.write(json.dumps({"step": step, **row}) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -52,12 +59,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue
+        if isinstance(row, dict) and "step" in row:
+            rows.append(row)
     return rows
+
+
+def _is_finite(value: float | int | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def make_trackers(

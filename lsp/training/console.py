@@ -28,6 +28,10 @@ class TrainingConsole:
             self._task = self._progress.add_task(
                 "training", total=max_steps, completed=first_step, status=""
             )
+
+    def start(self) -> None:
+        """Shows the bar, once nothing can be refused any more."""
+        if self._progress is not None:
             self._progress.start()
 
     def say(self, message: str) -> None:

@@ -25,17 +25,20 @@ def plot_losses(rows: Sequence[dict[str, Any]], out: Path, reference: float | No
         ("bits_per_byte", "validation_bits_per_byte") if byte_wise else ("loss", "validation_loss")
     )
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    drawn = 0
     for key, label, marker in ((train, "training", None), (validation, "validation", "o")):
         points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
         if points:
             steps, values = zip(*points, strict=True)
             axes.plot(steps, values, label=label, marker=marker, markersize=3, linewidth=1.2)
+            drawn += 1
     if byte_wise and reference is not None:
         axes.axhline(reference, color="grey", linestyle="--", linewidth=1, label="order-0 entropy")
     axes.set_xlabel("step")
     axes.set_ylabel("bits per byte" if byte_wise else "loss (nats per token)")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if drawn:
+        axes.legend()
     aside = out.with_suffix(".aside.png")
     figure.savefig(aside, dpi=120)
     plt.close(figure)

@@ -21,8 +21,9 @@ def learning_rate_fraction(step: int, config: ScheduleConfig, max_steps: int) ->
     if config.name == "constant":
         return 1.0
     if config.name == "warmup_stable_decay":
+        # The last stable step is where the decay sets out, so that it takes `decay` steps.
         decay = config.decay_steps or max(1, max_steps // 10)
-        return 1.0 - (1.0 - floor) * _progress(step, max_steps - decay, max_steps)
+        return 1.0 - (1.0 - floor) * _progress(step, max_steps - decay - 1, max_steps)
     progress = _progress(step, config.warmup_steps, max_steps)
     if config.name == "linear":
         return 1.0 - (1.0 - floor) * progress

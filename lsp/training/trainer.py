@@ -70,16 +70,20 @@ class Trainer:
 
     def fit(self) -> int:
         """Trains to the end, to a signal or to divergence; returns the exit code."""
-        self.clock, self.clock_tokens = time.perf_counter(), self.state.tokens
-        while self.state.step < self.settings.max_steps:
-            micro_batches = self.batches.fetch(self.state.cursor)
-            result, stopping = self.train_step(micro_batches)
-            self.after_step(result)
-            if self.state.nonfinite_in_a_row >= self.settings.max_nonfinite:
-                return self.diverged(result)
-            if stopping:
-                return self.interrupted()
-        self.save()
+        state, settings = self.state, self.settings
+        self.clock, self.interval, self.interval_tokens = time.perf_counter(), 0.0, state.tokens
+        self.saved_step = state.step or None
+        self.console.start()
+        with self.stop.deferred():
+            while state.step < settings.max_steps:
+                micro_batches = self.batches.fetch(state.cursor)
+                result, stopping = self.train_step(micro_batches)
+                self.after_step(result)
+                if state.nonfinite_in_a_row >= settings.max_nonfinite:
+                    return self.diverged(result)
+                if stopping and state.step < settings.max_steps:
+                    return self.interrupted()
+            self.save()
         return DONE
 
     def train_step(self, micro_batches: list[Batch]) -> tuple[StepResult, bool]:
@@ -89,9 +93,9 @@ class Trainer:
         self.measure_drift()
         # The loss of the step is one average over all predicted tokens of all processes and
         # micro-batches, so their number has to be known before the first backward pass.
-        local = float(sum(int(batch.num_predicted) for batch in micro_batches))
-        asked = float(self.stop.signal is not None)
-        count, stopping = sum_over_ranks([local, asked], device)
+        predicted = float(sum(int(batch.num_predicted) for batch in micro_batches))
+        padding = float(sum(int(batch.num_padding) for batch in micro_batches))
+        count, padding = sum_over_ranks([predicted, padding], device)
         scale = world / max(count, 1.0)
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         for index, batch in enumerate(micro_batches):
@@ -101,9 +105,11 @@ class Trainer:
             loss_sum += self.engine.forward_backward(tensors, scale, last=last).double()
         fraction = learning_rate_fraction(self.state.step, self.schedule, self.settings.max_steps)
         self.learning_rate = set_learning_rate(self.engine.param_groups, fraction)
+        # Read before the update is queued, so that a GPU updates while the host goes on.
+        asked = float(self.stop.signal is not None)
+        total, stopping = sum_over_ranks([float(loss_sum), asked], device)
         result = self.engine.step()
-        (total,) = sum_over_ranks([float(loss_sum)], device)
-        self.advance(micro_batches, result, total, count)
+        self.advance(result, micro_batches[0].input_ids.shape[1], total, count, padding)
         return result, stopping > 0
 
     def model_seed(self) -> int:
@@ -126,23 +132,32 @@ class Trainer:
         return module
 
     def advance(
-        self, micro_batches: list[Batch], result: StepResult, loss_sum: float, count: float
+        self, result: StepResult, length: int, loss_sum: float, count: float, padding: float
     ) -> None:
-        """Moves the state past a step, applied or skipped."""
-        state, share = self.state, self.batches.share
-        length = micro_batches[0].input_ids.shape[1]
+        """Moves the state past a step, applied or skipped.
+
+        Args:
+            result: What became of the step.
+            length: Positions in a row.
+            loss_sum: Of the whole step, over all processes; as `count` and `padding`.
+            count: Predicted positions.
+            padding: Positions that are padding.
+        """
+        state, rows = self.state, self.batches.share.rows_per_step
         state.step += 1
-        state.cursor += share.rows_per_step
-        state.tokens += share.rows_per_step * length
+        state.cursor += rows
+        state.tokens += rows * length
         finite = result.applied and math.isfinite(loss_sum)
         state.nonfinite += not finite
         state.nonfinite_in_a_row = 0 if finite else state.nonfinite_in_a_row + 1
-        padding = sum(batch.padding_share for batch in micro_batches) / len(micro_batches)
-        sums = {"padding": padding, "steps": 1.0}
+        sums = {"padding": padding, "positions": float(rows * length)}
         if math.isfinite(loss_sum):
             sums |= {"loss": loss_sum, "count": count}
         for key, value in sums.items():
             state.pending[key] = state.pending.get(key, 0.0) + value
+        drift = self.model.reversible_drift() if self.measuring else None
+        if drift is not None:
+            state.pending["drift"] = drift
 
     def after_step(self, result: StepResult) -> None:
         """What happens at some steps: log, evaluate, save."""
@@ -151,6 +166,7 @@ class Trainer:
         row: dict[str, float | int | None] = {}
         if final or step % settings.log_every == 0:
             row |= self.measure(result)
+            self.console.metrics(step, row)
         if self.validation is not None and (
             final or (settings.eval_every and step % settings.eval_every == 0)
         ):
@@ -158,7 +174,6 @@ class Trainer:
         if row:
             for tracker in self.trackers:
                 tracker.log(step, row)
-            self.console.metrics(step, row)
         self.console.step(step)
         every = self.checkpoint_config.every
         if every and step % every == 0 and not final:
@@ -167,11 +182,11 @@ class Trainer:
     def measure(self, result: StepResult) -> dict[str, float | int | None]:
         """The figures of the steps since the last logged one."""
         state, share = self.state, self.batches.share
-        now = time.perf_counter()
-        seconds, self.clock = now - self.clock, now
-        speed = (state.tokens - self.clock_tokens) / seconds
-        self.clock_tokens = state.tokens
-        state.seconds += seconds
+        self.lap()
+        speed = (state.tokens - self.interval_tokens) / self.interval
+        self.interval, self.interval_tokens = 0.0, state.tokens
+        memory = peak_memory_bytes(self.engine.runtime.device)
+        state.peak_memory_bytes = max(state.peak_memory_bytes, memory)
         sums, state.pending = state.pending, {}
         loss = sums["loss"] / max(sums["count"], 1.0) if "loss" in sums else None
         length = state.tokens // (state.step * share.rows_per_step)
@@ -187,16 +202,22 @@ class Trainer:
             "gradient_norm": result.gradient_norm if result.applied else None,
             "tokens_per_second": speed,
             "model_flops_utilisation": flops / self.peak_flops if self.peak_flops else None,
-            "peak_memory_bytes": peak_memory_bytes(self.engine.runtime.device),
-            "padding_share": sums["padding"] / sums["steps"],
+            "peak_memory_bytes": state.peak_memory_bytes,
+            "padding_share": sums["padding"] / sums["positions"],
             "nonfinite_steps": state.nonfinite,
-            "reversible_drift": self.drift(),
+            "reversible_drift": self.judged(sums.get("drift")),
             "seconds": state.seconds,
         }
 
-    def drift(self) -> float | None:
-        """How far the last reversible backward pass landed from the true inputs."""
-        drift = self.model.reversible_drift() if self.measuring else None
+    def lap(self) -> None:
+        """Counts the time since the last lap as training."""
+        now = time.perf_counter()
+        self.interval += now - self.clock
+        self.state.seconds += now - self.clock
+        self.clock = now
+
+    def judged(self, drift: float | None) -> float | None:
+        """The drift that was measured last, if any; says so where it is too large."""
         if drift is not None and drift > self.settings.drift_warning:
             self.console.say(
                 f"lsp: reconstruction drift {drift:.1e} is above trainer.drift_warning="
@@ -207,18 +228,18 @@ class Trainer:
     def evaluate(self) -> dict[str, float | int | None]:
         """Validation loss, over all processes."""
         assert self.validation is not None
-        started = time.perf_counter()
+        self.lap()
         self.engine.module.eval()
         found: Evaluation = evaluate(
             self.engine, self.validation, self.engine.runtime.device, self.bytes_per_token[1]
         )
         state = self.state
-        state.validation_loss = found.loss
-        if math.isfinite(found.loss):
+        state.validation_loss = found.loss if math.isfinite(found.loss) else None
+        state.validation_step = state.step
+        if state.validation_loss is not None:
             best = state.best_validation_loss
             state.best_validation_loss = found.loss if best is None else min(best, found.loss)
-        # Time spent evaluating is not training speed.
-        self.clock += time.perf_counter() - started
+        self.clock = time.perf_counter()  # evaluating is not training
         causal = self.validation.maker.config.name == "causal"
         bits = found.bits_per_byte if causal else None
         text = f"{bits:.4f} bits/byte" if bits is not None else f"loss {found.loss:.4f}"
@@ -226,18 +247,23 @@ class Trainer:
         return {"validation_loss": found.loss, "validation_bits_per_byte": bits}
 
     def save(self) -> None:
-        """Writes a checkpoint and deletes those that the policy no longer keeps."""
-        started = time.perf_counter()
+        """Writes a checkpoint, unless this step has one, and deletes those no longer kept."""
+        if self.saved_step == self.state.step:
+            return
+        self.lap()
         path = save_snapshot(self.checkpoints, self.engine, self.state, self.config_yaml)
-        if self.engine.runtime.is_main:
-            self.checkpoints.retain(self.checkpoint_config)
-        self.clock += time.perf_counter() - started
+        self.saved_step = self.state.step
         self.console.say(f"step {self.state.step}: saved {path}")
+        if self.engine.runtime.is_main:
+            try:
+                self.checkpoints.retain(self.checkpoint_config)
+            except OSError as error:
+                self.console.say(f"lsp: an old checkpoint could not be deleted: {error}")
+        self.clock = time.perf_counter()  # nor is saving
 
     def interrupted(self) -> int:
         """Saves at once and leaves with the code that launchers requeue on."""
-        if self.state.step not in self.checkpoints.steps():
-            self.save()
+        self.save()
         self.console.say(
             f"stopped at step {self.state.step} of {self.settings.max_steps}; the same command "
             f"resumes there (exit code {INTERRUPTED})"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lsp.core.errors import unknown_choice
+from lsp.core.errors import require, unknown_choice
 from lsp.data.config import ObjectiveConfig
 from lsp.data.objectives.causal import causal
 from lsp.data.objectives.masked import masked
@@ -34,8 +34,17 @@ Objective = Callable[
 OBJECTIVES: dict[str, Objective] = {"causal": causal, "masked": masked}
 
 
-def get(name: str) -> Objective:
-    """The objective called `name`."""
+def get(name: str, vocabulary: Vocabulary) -> Objective:
+    """The objective called `name`.
+
+    Raises:
+        UserError: If there is none of that name, or the vocabulary lacks what it needs.
+    """
     if name not in OBJECTIVES:
         raise unknown_choice("objective.name", name, OBJECTIVES)
+    require(
+        name != "masked" or vocabulary.mask_id is not None,
+        "objective=masked needs a tokenizer with a mask token; this one has none. "
+        "tokenizer=bytes, bpe, unigram and word have one",
+    )
     return OBJECTIVES[name]

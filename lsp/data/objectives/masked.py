@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lsp.core.batch import IGNORE_INDEX
-from lsp.core.errors import UserError
 from lsp.data.config import ObjectiveConfig
 
 if TYPE_CHECKING:
@@ -32,15 +31,8 @@ def masked(
 
     Returns:
         (L,) inputs with the replacements and (L,) labels, -100 where nothing is predicted.
-
-    Raises:
-        UserError: If the tokenizer has no mask token.
     """
-    if vocabulary.mask_id is None:
-        raise UserError(
-            "objective=masked needs a tokenizer with a mask token; this one has none. "
-            "tokenizer=bytes, bpe, unigram and word have one"
-        )
+    assert vocabulary.mask_id is not None
     special = np.isin(input_ids, list(vocabulary.special_ids))
     chosen = generator.random(input_ids.shape) < config.mask_probability
     chosen &= (segment_ids != 0) & ~special
