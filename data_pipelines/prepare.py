@@ -104,7 +104,7 @@ def prepare(
     """
     check_length(sequence_length, length_multiple)
     identity = fingerprint(data, tokenizer, packing, sequence_length, length_multiple, seed)
-    path = Path(data.cache_root) / f"{data.source}-{identity[:16]}"
+    path = Path(data.cache_root).expanduser() / f"{data.source}-{identity[:16]}"
     if path.exists():
         return open_prepared(path)
     staging = path.with_suffix(".staging")

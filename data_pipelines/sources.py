@@ -102,7 +102,7 @@ def list_files(data: DataConfig) -> list[SourceFile]:
     else:
         found = [(path, label) for label in data.paths for path in _match(label, data.source)]
     files: dict[str, SourceFile] = {}
-    ours = os.path.realpath(data.cache_root) + os.sep
+    ours = os.path.realpath(os.path.expanduser(data.cache_root)) + os.sep
     for path, label in found:
         resolved = os.path.realpath(path)
         # A folder such as `.` may hold what was prepared from it.

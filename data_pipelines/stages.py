@@ -30,6 +30,7 @@ from data_pipelines.sources import TRAIN, VALIDATION, Unit
 from data_pipelines.tokenizers import Encoder, load_encoder, save_tokenizer, token_type
 from data_pipelines.units import encode_unit, load_unit, sample_unit
 
+_SAMPLED_UNITS = 256
 SPLITS = {"train": TRAIN, "validation": VALIDATION}
 
 
@@ -81,10 +82,10 @@ def _make_tokenizer(request: Request, units: list[Unit], staging: Path, told: Pr
         return folder
     config, data = request.tokenizer, request.data
     limited = units[0].max_documents is not None or units[0].max_bytes is not None
-    chosen = units[:1] if limited else units
+    # Spread over the corpus, but not over every shard of a stream: each costs a connection.
+    chosen = units[:1] if limited else units[:: -(-len(units) // _SAMPLED_UNITS)]
 
     def texts() -> Iterator[str]:
-        # The same share of each unit: the sample is spread over the corpus, and deterministic.
         for unit in chosen:
             yield from sample_unit(unit, data, -(-config.train_bytes // len(chosen)))
 

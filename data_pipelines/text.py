@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-PIECE_CHARACTERS = 2**20
+PIECE_CHARACTERS = 2**18
 """Text is tokenized in pieces of at most so many characters, so memory does not grow with it."""
 
 _SEARCHED = 2**14  # characters

@@ -275,6 +275,18 @@ def test_limits_on_files(prepare_text: Prepare, corpus: Path, limit: dict[str, i
         assert 8900 < manifest["bytes"] < 9100
 
 
+def test_a_limit_cuts_one_large_file(prepare_text: Prepare, tmp_path: Path) -> None:
+    text = make_text(1, 5000)
+    (tmp_path / "book.txt").write_text(text)
+    prepared = prepare_text(
+        paths=[str(tmp_path / "book.txt")], max_bytes=10_000, unit_bytes=3000, sequence_length=2**14
+    )
+    found = "".join(texts_of(prepared, "train") + texts_of(prepared, "validation"))
+    assert text.startswith(found)
+    assert 10_000 <= len(found.encode()) < 10_100
+    assert prepared.manifest["splits"]["validation"]["documents"] == 1
+
+
 def test_per_source_counts(prepare_text: Prepare, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x" * 100)
     (tmp_path / "b.md").write_text("y" * 50)

@@ -139,6 +139,16 @@ def test_pretrained_truncation_is_ignored(folders: dict[str, Path], tmp_path: Pa
     assert len(load_pretrained(source, tmp_path / "copy").encode("0123456789")) == 10
 
 
+def test_pretrained_in_python(tmp_path: Path) -> None:
+    from transformers import ByT5Tokenizer
+
+    ByT5Tokenizer().save_pretrained(tmp_path / "source")
+    encoder = load_pretrained(tmp_path / "source", tmp_path / "copy")
+    assert encoder.encode("é </s>").tolist() == [3 + byte for byte in "é </s>".encode()]
+    assert encoder.special_ids == {"pad": 0, "eos": 1, "unk": 2}
+    assert encoder.vocab_size > 256
+
+
 def test_pretrained_that_is_not_there_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"tokenizer.name=.*empty cannot be loaded"):
