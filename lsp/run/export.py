@@ -18,6 +18,9 @@ from lsp.run.config import ExportConfig, RunConfig
 from lsp.run.load import LoadedRun, load_run
 from lsp.tracking.tracker import read_rows
 
+FLOAT64_FLOPS = 20e9
+"""What a CPU core does in a second, within a factor of two or three: for a warning only."""
+
 
 def run_export(config: ExportConfig) -> int:
     """Exports a checkpoint of a run; returns the exit code.
@@ -32,6 +35,7 @@ def run_export(config: ExportConfig) -> int:
     architecture = registry.get(registry.name_of(loaded.config.architecture))
     tokenizer = loaded.tokenizer_path
     print(f"exporting step {loaded.step:,} of {config.run} and comparing it in a fresh process")
+    _say_if_long(loaded, config.verify_length or loaded.config.sequence_length)
     comparison = export_model(
         loaded.model,
         build=architecture.build,
@@ -56,6 +60,19 @@ def run_export(config: ExportConfig) -> int:
     )
     print(f"exported {out}")
     return DONE
+
+
+def _say_if_long(loaded: LoadedRun, length: int) -> None:
+    """Tells about how long the comparison takes, where it is minutes."""
+    # A training step is three forward passes; here are two, one of each program.
+    operations = 2 * loaded.model.flops_per_token(length) / 3 * length
+    minutes = operations / FLOAT64_FLOPS / 60
+    if minutes > 1:
+        print(
+            f"  comparing {length:,} tokens in float64 on the CPU takes some {minutes:.0f} "
+            "minutes; verify_length=4096 compares fewer",
+            flush=True,
+        )
 
 
 def gather_evidence(loaded: LoadedRun) -> Evidence:
