@@ -16,16 +16,18 @@ from lsp.models.layers.chunked_attention import (
     Block,
     Dropout,
     RowMask,
+    block_backward,
+    block_forward,
+    compute_dtype,
+    finish_rows,
+)
+from lsp.models.layers.chunks import (
     Settings,
     Window,
     Workspace,
-    block_backward,
-    block_forward,
     block_sizes,
     check_chunks,
-    compute_dtype,
     documents,
-    finish_rows,
 )
 
 

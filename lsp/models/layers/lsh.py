@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from lsp.core.errors import require
-from lsp.models.layers.chunked_attention import Settings, Window, check_chunks, documents
+from lsp.models.layers.chunks import Settings, Window, check_chunks, documents
 from lsp.models.layers.lsh_kernel import LSHAttention
 
 ROTATED_AT_ONCE = 2**19  # numbers: they fit the cache of a CPU core, and a GPU is busy with them
@@ -165,6 +165,12 @@ def lsh_attention(
     dropout_seed: int | None = None,
 ) -> torch.Tensor:
     """LSH attention over sorted chunks, all rounds in one softmax (2001.04451, section 2).
+
+    No weight ever falls on another document or, when causal, on a later token. Inside one document
+    something of the future remains, as in the published model: a later token takes a place in the
+    sorted order, and so decides which earlier keys fall into a query's chunks. No value passes that
+    way, but the choice of keys does; `benchmarks/lsh_leak.py` measures how often it changes, and
+    by how much. Between documents not even that: each keeps its own slots.
 
     Args:
         qk_BNLH: (B, N, L, H) shared queries and keys, as projected.

@@ -20,15 +20,13 @@ from lsp.models.layers.chunked_attention import (
     Block,
     Dropout,
     RowMask,
-    Settings,
-    Workspace,
     block_backward,
     block_forward,
-    block_sizes,
     cast,
     compute_dtype,
     finish_rows,
 )
+from lsp.models.layers.chunks import Settings, Workspace, block_sizes
 
 
 class _Tile:
@@ -209,8 +207,10 @@ class LSHAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_BNLH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         settings = ctx.settings
-        *arguments, base_BNRL, share_BNRL, out_BNLH = ctx.saved_tensors
-        grad_qk_BNLH, grad_v_BNLH = (torch.empty_like(x) for x in arguments[:2])
+        qk_BNLH, v_BNLH, order_BNRL, document_BL, padding_BL = ctx.saved_tensors[:5]
+        base_BNRL, share_BNRL, out_BNLH = ctx.saved_tensors[5:]
+        arguments = qk_BNLH, v_BNLH, order_BNRL, document_BL, padding_BL
+        grad_qk_BNLH, grad_v_BNLH = torch.empty_like(qk_BNLH), torch.empty_like(v_BNLH)
         workspace = Workspace(grad_BNLH.device)
         dropout = Dropout(settings.dropout, settings.dropout_seed, grad_BNLH.device)
         for unit, (row, heads, tile) in enumerate(_tiles(*arguments, settings, workspace)):
@@ -264,12 +264,13 @@ def _forward_tile(
     index_TRL = slots_TRL + starts_R1 + tile._head_starts(tile.rounds * tile.length)[..., None]
     source = sorted_TSH.flatten(0, 1)
     for part in tile.position_parts():
-        out = None
+        target_TPH = out_TLH[:, part]
+        sum_TPH = workspace.take("sum", tuple(target_TPH.shape), tile.dtype).zero_()
         for number in range(tile.rounds):
             factor = normalise_TRL[:, number, part, None]
-            rows_TPH = fetch(source, index_TRL[:, number, part], "out", workspace).to(tile.dtype)
-            out = rows_TPH * factor if out is None else out.addcmul_(rows_TPH, factor)
-        out_TLH[:, part] = out
+            rows_TPH = fetch(source, index_TRL[:, number, part], "out", workspace)
+            sum_TPH.addcmul_(cast(rows_TPH, tile.dtype, "wide", workspace), factor)
+        target_TPH.copy_(sum_TPH)
 
 
 def _backward_tile(
