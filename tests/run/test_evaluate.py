@@ -1,0 +1,113 @@
+"""`lsp evaluate`: figures that agree with the model's own loss."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from lsp.core.errors import UserError
+from lsp.core.exit_codes import DONE
+from lsp.data.batches import BatchMaker, EvaluationBatches, Share
+from lsp.run.build import bytes_per_token, vocabulary_of
+from lsp.run.config import EvaluateConfig
+from lsp.run.evaluate import measure, run_evaluate
+from lsp.run.load import load_run
+from tests.run.small_run import make_run
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs"))
+
+
+def plain_loss(config, model, prepared, split):
+    """Loss sum, count and right guesses, one row at a time, from all logits."""
+    maker = BatchMaker(
+        prepared.split(split), config.objective, vocabulary_of(prepared), config.seed
+    )
+    batches = EvaluationBatches(maker, Share(0, 1, 1, 1))
+    loss_sum, count, correct = 0.0, 0, 0
+    for index in range(len(batches)):
+        batch = batches[index]
+        with torch.no_grad():
+            logits = model.logits(batch.input_ids, batch.segment_ids, batch.position_ids)
+        predicted = batch.labels != -100
+        logits, labels = logits[predicted], batch.labels[predicted]
+        loss_sum += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        correct += int((logits.argmax(-1) == labels).sum())
+        count += len(labels)
+    return loss_sum, count, correct
+
+
+@pytest.mark.parametrize("split", ["validation", "train"])
+def test_figures_are_those_of_the_plain_loss(small, split):
+    config, model, prepared = small
+    loss_sum, count, correct = plain_loss(config, model, prepared, split)
+    result = measure(load_run(config.run_dir), split)
+    assert (result["tokens"], result["step"], result["split"]) == (count, 3, split)
+    assert result["loss"] == pytest.approx(loss_sum / count, rel=1e-5)
+    assert result["accuracy"] == correct / count
+    assert result["perplexity"] == pytest.approx(math.exp(loss_sum / count), rel=1e-4)
+    assert result["bits_per_byte"] == pytest.approx(
+        loss_sum / count / math.log(2) / bytes_per_token(prepared, split), rel=1e-5
+    )
+
+
+def test_positions_add_up(small, monkeypatch):
+    monkeypatch.setattr("lsp.run.evaluate.FIRST_BUCKET", 8)
+    monkeypatch.setattr("lsp.run.evaluate.SCORES_AT_ONCE", 260 * 100)
+    config, _, _ = small
+    result = measure(load_run(config.run_dir), "validation")
+    rows = result["by_position"]
+    assert [(row["from"], row["to"]) for row in rows] == [(0, 7), (8, 15), (16, 31), (32, 63)]
+    assert sum(row["tokens"] for row in rows) == result["tokens"]
+    for key in ("loss", "accuracy", "bits_per_byte"):
+        mean = sum(row[key] * row["tokens"] for row in rows) / result["tokens"]
+        assert mean == pytest.approx(result[key])
+
+
+def test_fewer_rows_and_a_file(small, tmp_path, capsys):
+    config, _, _ = small
+    out = tmp_path / "deep" / "result.json"
+    assert run_evaluate(EvaluateConfig(run=str(config.run_dir), rows=2, out=str(out))) == DONE
+    assert json.loads(out.read_text())["rows"] == 2
+    told = capsys.readouterr().out
+    assert f"written to {out}" in told.replace("\n", "")
+    assert "bits per byte" in told
+
+
+def test_the_file_is_in_the_folder_of_the_run(small):
+    config, _, _ = small
+    run_evaluate(EvaluateConfig(run=str(config.run_dir), rows=1))
+    assert json.loads((config.run_dir / "evaluation.json").read_text())["split"] == "validation"
+
+
+def test_masked_models_have_no_bits_per_byte(tmp_path, capsys):
+    config, _, _ = make_run(tmp_path, "objective=masked")
+    assert run_evaluate(EvaluateConfig(run=str(config.run_dir))) == DONE
+    result = json.loads((config.run_dir / "evaluation.json").read_text())
+    assert result["bits_per_byte"] is None
+    assert all(row["bits_per_byte"] is None for row in result["by_position"])
+    assert "bits per byte" not in capsys.readouterr().out
+
+
+def test_changed_data_is_told(tmp_path, capsys):
+    config, _, _ = make_run(tmp_path)
+    (tmp_path / "corpus" / "0.txt").write_text("something else " * 50)
+    measure(load_run(config.run_dir), "validation")
+    assert "the data is not what the run was trained on" in capsys.readouterr().err
+
+
+def test_an_empty_split(tmp_path):
+    config, _, _ = make_run(tmp_path, "data.validation_fraction=0")
+    with pytest.raises(UserError, match="split=validation has no rows: evaluate the other one"):
+        measure(load_run(config.run_dir), "validation")
+
+
+def test_a_result_that_cannot_be_written(small, tmp_path):
+    config, _, _ = small
+    (tmp_path / "file").touch()
+    out = str(tmp_path / "file" / "x.json")
+    with pytest.raises(UserError, match=r"out=.*x\.json cannot be written"):
+        run_evaluate(EvaluateConfig(run=str(config.run_dir), rows=1, out=out))
