@@ -78,8 +78,14 @@ class LanguageModel(nn.Module, ABC):
         """
 
     @abstractmethod
-    def begin_micro_batch(self, seed: int) -> None:
-        """Sets the seed of everything random in the next training forward pass."""
+    def begin_micro_batch(self, seed: int, first_row: int = 0) -> None:
+        """Sets the seed of everything random in the next training forward pass.
+
+        Args:
+            seed: Of the optimizer step.
+            first_row: Number, within the global batch, of the micro-batch's first row: what may
+                differ between rows depends on it, what must not does not.
+        """
 
     def measure_drift(self, enabled: bool) -> None:
         """Asks the next backward pass to measure how exactly it reconstructs its inputs."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +31,21 @@ from lsp.models.reformer_config import ReformerConfig
 from lsp.models.reformer_generation import LayerCache, ReformerCache
 from lsp.models.reformer_generation import step as generation_step
 
-EVALUATION_SEED = 0
-"""Of the hash rotations in evaluation mode: the same input always gives the same output."""
+
+class Seeds(NamedTuple):
+    """Of what is random in a forward pass.
+
+    Attributes:
+        hashing: Of the rotations: the same for every row of an optimizer step.
+        dropout: Of the dropout masks: differs between micro-batches; None drops nothing.
+    """
+
+    hashing: int
+    dropout: int | None
+
+
+EVALUATION_SEEDS = Seeds(hashing=0, dropout=None)
+"""In evaluation mode the same input always gives the same output."""
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
@@ -302,7 +315,7 @@ class ReformerModel(nn.Module):
         segment_ids_BL: torch.Tensor | None,
         position_ids_BL: torch.Tensor,
         *,
-        seed: int | None,
+        seeds: Seeds,
         num_hashes: int | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both streams, (B, L, D) each.
@@ -311,21 +324,20 @@ class ReformerModel(nn.Module):
             input_ids_BL: (B, L) token ids.
             segment_ids_BL: (B, L) document numbers, 0 for padding.
             position_ids_BL: (B, L) positions.
-            seed: Of everything random in a training step; None in evaluation.
+            seeds: Of what is random.
             num_hashes: Rounds of hashing; None for the config's.
         """
-        memos = self.memos(segment_ids_BL, input_ids_BL.shape[1], seed, num_hashes)
-        x_BLD = self.embeddings(
-            input_ids_BL, position_ids_BL, None if seed is None else derive_seed(seed, -1)
-        )
+        memos = self.memos(segment_ids_BL, input_ids_BL.shape[1], seeds, num_hashes)
+        dropout_seed = None if seeds.dropout is None else derive_seed(seeds.dropout, -1)
+        x_BLD = self.embeddings(input_ids_BL, position_ids_BL, dropout_seed)
         return self.encoder(x_BLD, memos)
 
     def memos(
         self,
         segment_ids_BL: torch.Tensor | None,
         length: int,
-        seed: int | None,
-        num_hashes: int | None,
+        seeds: Seeds = EVALUATION_SEEDS,
+        num_hashes: int | None = None,
     ) -> list[Memo]:
         """One memo per branch, for a forward pass over `length` positions."""
         settle_num_buckets(self.config, length)
@@ -334,19 +346,19 @@ class ReformerModel(nn.Module):
         return [
             Memo(
                 segment_ids_BL,
-                None if seed is None else derive_seed(seed, branch),
-                hash_seed(self.config, seed, branch),
+                None if seeds.dropout is None else derive_seed(seeds.dropout, branch),
+                hash_seed(self.config, seeds, branch),
                 rounds,
             )
             for branch in range(2 * self.config.num_hidden_layers)
         ]
 
 
-def hash_seed(config: ReformerConfig, seed: int | None, branch: int) -> int:
+def hash_seed(config: ReformerConfig, seeds: Seeds, branch: int) -> int:
     """Seed of a layer's rotations: as configured, or different in every layer and step."""
     if config.hash_seed is not None:
         return config.hash_seed
-    return derive_seed(EVALUATION_SEED if seed is None else seed, branch, 0)
+    return derive_seed(seeds.hashing, branch, 0)
 
 
 def settle_num_buckets(config: ReformerConfig, length: int) -> None:
@@ -382,7 +394,7 @@ class Reformer(LanguageModel):
         self.memory = memory or MemoryConfig()
         self.reformer = ReformerModel(config, self.memory)
         self.lm_head = ReformerHead(config)
-        self._seed: int | None = None
+        self._seeds: Seeds | None = None
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
@@ -395,28 +407,30 @@ class Reformer(LanguageModel):
             for table in module.parameters():
                 nn.init.normal_(table, std=self.config.axial_norm_std)
 
-    def begin_micro_batch(self, seed: int) -> None:
-        """Sets the seed of the next forward pass in training mode.
+    def begin_micro_batch(self, seed: int, first_row: int = 0) -> None:
+        """Sets the seeds of the next forward pass in training mode.
 
-        All dropout masks and hash rotations of that pass are a pure function of it. A pass that
-        was given none draws one number from torch's global CPU generator.
+        The rotations depend on `seed` alone, so that every row of a step is hashed alike however
+        the rows are dealt out; the dropout masks also on `first_row`. A pass that was given none
+        draws one number from torch's global CPU generator.
         """
-        self._seed = seed
+        self._seeds = Seeds(seed, derive_seed(seed, -3, first_row))
 
-    @property
-    def drift(self) -> torch.Tensor | None:
-        """How far the reversible stack came from its input in the last backward pass.
+    def measure_drift(self, enabled: bool) -> None:
+        self.memory.measure_drift = enabled
 
-        Largest difference over largest magnitude, at a sample of positions (a scalar tensor);
-        None where `memory.measure_drift` is off.
-        """
-        return self.reformer.encoder.drift.error
+    def reversible_drift(self) -> float | None:
+        error = self.reformer.encoder.drift.error
+        return None if error is None else float(error)
 
-    def _take_seed(self) -> int | None:
+    def _take_seeds(self) -> Seeds:
         if not self.training:
-            return None
-        seed, self._seed = self._seed, None
-        return int(torch.randint(2**62, ())) if seed is None else seed
+            return EVALUATION_SEEDS
+        seeds, self._seeds = self._seeds, None
+        if seeds is None:
+            seed = int(torch.randint(2**62, ()))
+            return Seeds(seed, derive_seed(seed, -3, 0))
+        return seeds
 
     def forward(
         self,
@@ -438,8 +452,8 @@ class Reformer(LanguageModel):
         Raises:
             UserError: In training mode, the length does not fit the chunks or the positions.
         """
-        seed = self._take_seed()
-        first, second = self._streams(input_ids, segment_ids, position_ids, num_hashes, seed)
+        seeds = self._take_seeds()
+        first, second = self._streams(input_ids, segment_ids, position_ids, num_hashes, seeds)
         padding = first.shape[1] - labels.shape[1]
         if padding:
             labels = F.pad(labels, (0, padding), value=-100)
@@ -448,7 +462,7 @@ class Reformer(LanguageModel):
         def loss_of_tile(
             first_BKD: torch.Tensor, second_BKD: torch.Tensor, labels_BK: torch.Tensor, tile: int
         ) -> torch.Tensor:
-            tile_seed = None if seed is None else derive_seed(seed, -2, tile)
+            tile_seed = None if seeds.dropout is None else derive_seed(seeds.dropout, -2, tile)
             return head(encoder.join(first_BKD, second_BKD, tile_seed), labels_BK)[0]
 
         learned = [*encoder.layer_norm.parameters(), *head.parameters()]
@@ -468,9 +482,9 @@ class Reformer(LanguageModel):
         num_hashes: int | None = None,
     ) -> torch.Tensor:
         """Final hidden states, after the layer norm over both streams: (B, L, 2 D)."""
-        seed = self._take_seed()
-        first, second = self._streams(input_ids, segment_ids, position_ids, num_hashes, seed)
-        last_seed = None if seed is None else derive_seed(seed, -2, 0)
+        seeds = self._take_seeds()
+        first, second = self._streams(input_ids, segment_ids, position_ids, num_hashes, seeds)
+        last_seed = None if seeds.dropout is None else derive_seed(seeds.dropout, -2, 0)
         hidden = self.reformer.encoder.join(first, second, last_seed)
         return hidden[:, : input_ids.shape[1]]
 
@@ -490,13 +504,13 @@ class Reformer(LanguageModel):
         segment_ids: torch.Tensor | None,
         position_ids: torch.Tensor | None,
         num_hashes: int | None,
-        seed: int | None,
+        seeds: Seeds,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both streams; in evaluation they are longer where the chunks ask for padding."""
         if self.training:
             self.config.check_length(input_ids.shape[1])
         padded = self.padded(input_ids, segment_ids, position_ids)
-        return self.reformer(*padded, seed=seed, num_hashes=num_hashes)
+        return self.reformer(*padded, seeds=seeds, num_hashes=num_hashes)
 
     def padded(
         self,

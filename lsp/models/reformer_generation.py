@@ -112,7 +112,7 @@ def step(model: Reformer, input_ids_BT: torch.Tensor, cache: ReformerCache) -> t
 def _read_prompt(model: Reformer, ids_BT: torch.Tensor, cache: ReformerCache) -> torch.Tensor:
     length = ids_BT.shape[1]
     ids, segments, positions = model.padded(ids_BT, None, None)
-    memos = model.reformer.memos(segments, ids.shape[1], seed=None, num_hashes=None)
+    memos = model.reformer.memos(segments, ids.shape[1])
     attended = hidden = model.reformer.embeddings(ids, positions, None)
     for layer, remembered, memo, ff_memo in zip(
         model.reformer.encoder.layers, cache.layers, memos[::2], memos[1::2], strict=True
@@ -132,7 +132,7 @@ def _read_prompt(model: Reformer, ids_BT: torch.Tensor, cache: ReformerCache) ->
 
 def _read_token(model: Reformer, ids_B1: torch.Tensor, cache: ReformerCache) -> torch.Tensor:
     position_B1 = torch.full_like(ids_B1, cache.length)
-    memos = model.reformer.memos(None, cache.length + 1, seed=None, num_hashes=None)
+    memos = model.reformer.memos(None, cache.length + 1)
     attended = hidden = model.reformer.embeddings(ids_B1, position_B1, None)
     for layer, remembered, memo, ff_memo in zip(
         model.reformer.encoder.layers, cache.layers, memos[::2], memos[1::2], strict=True

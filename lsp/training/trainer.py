@@ -97,11 +97,13 @@ class Trainer:
         padding = float(sum(int(batch.num_padding) for batch in micro_batches))
         count, padding = sum_over_ranks([predicted, padding], device)
         scale = world / max(count, 1.0)
+        seed, share = self.model_seed(), self.batches.share
+        first_row = share.rank * share.rows_per_rank
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         for index, batch in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             tensors = batch.to(device).tensors()
-            self.model.begin_micro_batch(self.model_seed())
+            self.model.begin_micro_batch(seed, first_row + index * share.micro_batch)
             loss_sum += self.engine.forward_backward(tensors, scale, last=last).double()
         fraction = learning_rate_fraction(self.state.step, self.schedule, self.settings.max_steps)
         self.learning_rate = set_learning_rate(self.engine.param_groups, fraction)
@@ -113,10 +115,7 @@ class Trainer:
         return result, stopping > 0
 
     def model_seed(self) -> int:
-        """Seed of what is random inside the model, for this step.
-
-        It depends on (seed, step) alone, not on how the rows of the step are dealt out.
-        """
+        """Seed of what is random inside the model: a function of (seed, step) alone."""
         return int(stream(self.seed, MODEL_STREAM, self.state.step).integers(2**62))
 
     def measure_drift(self) -> None:
