@@ -1,0 +1,37 @@
+"""Rows in memory, with documents of every kind."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lsp.data.objectives import Vocabulary
+
+VOCABULARY = Vocabulary(size=260, mask_id=3, special_ids=frozenset((0, 1, 2, 3)))
+PAD = 0
+
+
+class ListRows:
+    """`num_rows` rows of `length` tokens: documents of random lengths, each second row padded."""
+
+    def __init__(self, num_rows: int, length: int, seed: int = 0) -> None:
+        generator = np.random.default_rng(seed)
+        self._rows = [self._row(generator, length, number) for number in range(num_rows)]
+
+    @staticmethod
+    def _row(
+        generator: np.random.Generator, length: int, number: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        segments = np.sort(generator.integers(1, 4, length)).astype(np.int32)
+        segments = np.unique(segments, return_inverse=True)[1].astype(np.int32) + 1
+        ids = generator.integers(4, VOCABULARY.size, length).astype(np.uint16)
+        if number % 2:
+            padding = int(generator.integers(1, length - 1))
+            segments[-padding:], ids[-padding:] = 0, PAD
+        ids[0] = 1  # a special token inside a document
+        return ids, segments
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._rows[index]

@@ -1,0 +1,26 @@
+"""The global order of samples."""
+
+import pytest
+
+from lsp.data.order import SampleOrder
+
+
+def test_every_row_once_in_each_epoch():
+    order = SampleOrder(17, seed=3)
+    epochs = [[order.row(17 * epoch + i) for i in range(17)] for epoch in range(3)]
+    assert all(sorted(rows) == list(range(17)) for rows in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_pure_function_of_seed_and_sample():
+    order = SampleOrder(17, seed=3)
+    forward = [order.row(n) for n in range(60)]
+    other = SampleOrder(17, seed=3)
+    assert [other.row(n) for n in reversed(range(60))] == forward[::-1]
+    assert [SampleOrder(17, seed=3).row(40)] == [forward[40]]
+    assert [SampleOrder(17, seed=4).row(n) for n in range(60)] != forward
+
+
+def test_no_rows_are_refused():
+    with pytest.raises(ValueError, match="num_rows=0"):
+        SampleOrder(0, seed=0)

@@ -1,0 +1,50 @@
+"""A Reformer that trains in milliseconds, and batches for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lsp.core.batch import IGNORE_INDEX, Batch, positions_from_segments
+from lsp.models.memory import MemoryConfig
+from lsp.models.reformer import Reformer
+from lsp.models.reformer_config import ReformerConfig
+
+LENGTH = 64
+
+
+def reformer(residual: str = "reversible", **values: Any) -> Reformer:
+    settings: dict[str, Any] = {
+        "attn_layers": ["local", "lsh"],
+        "hidden_size": 32,
+        "feed_forward_size": 48,
+        "num_attention_heads": 2,
+        "attention_head_size": 16,
+        "local_attn_chunk_length": 16,
+        "lsh_attn_chunk_length": 16,
+        "axial_pos_shape": [8, 8],
+        "axial_pos_embds_dim": [16, 16],
+        "max_position_embeddings": LENGTH,
+        "num_buckets": 8,
+        "num_hashes": 2,
+        "vocab_size": 64,
+        "is_decoder": True,
+        "hidden_dropout_prob": 0.0,
+        "local_attention_probs_dropout_prob": 0.0,
+    }
+    return Reformer(ReformerConfig(**settings | values), MemoryConfig(residual=residual))
+
+
+def batch(seed: int, rows: int = 4) -> Batch:
+    """Rows that differ widely in how many of their tokens are predicted."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(4, 64, (rows, LENGTH), generator=generator)
+    ids[:, 1::2] = ids[:, ::2]  # something to learn
+    labels = ids.roll(-1, 1)
+    labels[:, -1] = IGNORE_INDEX
+    for row in range(rows):
+        labels[row, LENGTH - 1 - 15 * (row % 4) :] = IGNORE_INDEX
+    segments = torch.ones_like(ids)
+    segments[-1, LENGTH // 2 :] = 2
+    return Batch(ids, labels, segments, positions_from_segments(segments))
