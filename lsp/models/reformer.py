@@ -7,7 +7,7 @@ Letters of shapes are in `lsp/core/batch.py`; E stands for the width of a group 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from lsp.models.layers.local import local_attention
 from lsp.models.layers.losses import LanguageModelHead, tiled_loss
 from lsp.models.layers.lsh import automatic_num_buckets, hash_buckets, lsh_attention
 from lsp.models.layers.positions import AxialPositions, AxialTables, LearnedPositions
-from lsp.models.layers.reversible import Branch, Drift, Piece, run_stack
+from lsp.models.layers.reversible import Branch, Drift, run_stack
 from lsp.models.layers.tiling import tile_spans
 from lsp.models.memory import MemoryConfig
 from lsp.models.reformer_config import ReformerConfig
@@ -90,17 +90,20 @@ class Memo:
 
 
 class SelfAttention(nn.Module):
-    """Projections and attention of some heads: (B, L, D) to (B, L, E)."""
+    """Projections to queries, keys and values, and attention, for some heads at a time."""
 
     def __init__(self, config: ReformerConfig) -> None:
         super().__init__()
         self.config = config
 
     def project(self, linear: HeadLinear, x_BLD: torch.Tensor, heads: slice) -> torch.Tensor:
-        """Projects onto some heads: (B, L, D) to (B, N, L, H)."""
+        """Projects onto some heads: (B, L, D) to (B, L, E)."""
         size = self.config.attention_head_size
-        out_BLE = linear(x_BLD, rows=slice(heads.start * size, heads.stop * size))
-        return out_BLE.unflatten(-1, (-1, size)).transpose(1, 2)
+        return linear(x_BLD, rows=slice(heads.start * size, heads.stop * size))
+
+    def split(self, x_BLE: torch.Tensor) -> torch.Tensor:
+        """Separates the heads: (B, L, E) to (B, N, L, H)."""
+        return x_BLE.unflatten(-1, (-1, self.config.attention_head_size)).transpose(1, 2)
 
 
 class LocalSelfAttention(SelfAttention):
@@ -113,12 +116,18 @@ class LocalSelfAttention(SelfAttention):
         self.key = HeadLinear(config.hidden_size, width)
         self.value = HeadLinear(config.hidden_size, width)
 
-    def forward(self, x_BLD: torch.Tensor, memo: Memo, heads: slice) -> torch.Tensor:
+    def projections(self, x_BLD: torch.Tensor, heads: slice) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values of some heads: (B, L, E) each."""
+        return tuple(self.project(p, x_BLD, heads) for p in (self.query, self.key, self.value))
+
+    def attend(self, qkv_BLE: Sequence[torch.Tensor], memo: Memo, heads: slice) -> torch.Tensor:
+        """Attention over all positions: (B, L, E)."""
         config = self.config
+        q_BNLH, k_BNLH, v_BNLH = (self.split(x_BLE) for x_BLE in qkv_BLE)
         out_BNLH = local_attention(
-            self.project(self.query, x_BLD, heads),
-            self.project(self.key, x_BLD, heads),
-            self.project(self.value, x_BLD, heads),
+            q_BNLH,
+            k_BNLH,
+            v_BNLH,
             chunk_length=config.local_attn_chunk_length,
             chunks_before=config.local_num_chunks_before,
             chunks_after=config.local_num_chunks_after,
@@ -139,15 +148,20 @@ class LSHSelfAttention(SelfAttention):
         self.query_key = HeadLinear(config.hidden_size, width)
         self.value = HeadLinear(config.hidden_size, width)
 
-    def forward(self, x_BLD: torch.Tensor, memo: Memo, heads: slice) -> torch.Tensor:
+    def projections(self, x_BLD: torch.Tensor, heads: slice) -> tuple[torch.Tensor, ...]:
+        """Shared queries and keys, and values, of some heads: (B, L, E) each."""
+        return tuple(self.project(p, x_BLD, heads) for p in (self.query_key, self.value))
+
+    def attend(self, qkv_BLE: Sequence[torch.Tensor], memo: Memo, heads: slice) -> torch.Tensor:
+        """Attention over all positions: (B, L, E)."""
         config = self.config
-        qk_BNLH = self.project(self.query_key, x_BLD, heads)
+        qk_BNLH, v_BNLH = (self.split(x_BLE) for x_BLE in qkv_BLE)
         # A sequence of one chunk is attended whole.
-        if x_BLD.shape[1] > config.lsh_attn_chunk_length and heads.start not in memo.buckets:
+        if qk_BNLH.shape[2] > config.lsh_attn_chunk_length and heads.start not in memo.buckets:
             memo.buckets[heads.start] = self.hash(qk_BNLH, memo, heads)
         out_BNLH = lsh_attention(
             qk_BNLH,
-            self.project(self.value, x_BLD, heads),
+            v_BNLH,
             memo.buckets.get(heads.start),
             chunk_length=config.lsh_attn_chunk_length,
             chunks_before=config.lsh_num_chunks_before,
@@ -184,7 +198,7 @@ class Projection(nn.Module):
 
 
 class Attention(Branch):
-    """Layer norm, attention and projection, for some heads at a time."""
+    """Layer norm and projections, attention for some heads at a time, and their projection."""
 
     def __init__(self, config: ReformerConfig, kind: str, memory: MemoryConfig) -> None:
         super().__init__()
@@ -194,28 +208,38 @@ class Attention(Branch):
         width = config.num_attention_heads * config.attention_head_size
         self.output = Projection(HeadLinear(width, config.hidden_size))
 
-    def pieces(self, x_BLD: torch.Tensor) -> list[Piece]:
+    def groups(self, x_BLD: torch.Tensor) -> list[slice]:
         """Groups of heads: a tensor of one group is within budget, or a quarter of a stream."""
-        heads = self.config.num_attention_heads
-        groups = self.memory.attention_groups
+        heads, groups = self.config.num_attention_heads, self.memory.attention_groups
         if groups == 0:
             stream = x_BLD.numel() * x_BLD.element_size()
-            width = self.config.attention_head_size / x_BLD.shape[2]
+            one_head = stream * self.config.attention_head_size / x_BLD.shape[2]
             allowed = max(self.memory.tile_megabytes * 2**20, stream / 4)
-            groups = -(-heads // max(1, int(allowed / (stream * width))))
-        return [Piece(arguments={"heads": span}) for span in tile_spans(heads, groups)]
+            groups = -(-heads // max(1, int(allowed / one_head)))
+        return tile_spans(heads, groups)
 
-    def forward(self, x_BLD: torch.Tensor, memo: Memo, heads: slice) -> torch.Tensor:
+    def tiles(self, x_BLD: torch.Tensor) -> list[slice]:
+        return tile_spans(
+            x_BLD.shape[1], self.memory.tiles_for(x_BLD.numel() * x_BLD.element_size())
+        )
+
+    def before(self, x_BKD: torch.Tensor, memo: Memo, heads: slice) -> tuple[torch.Tensor, ...]:
+        return self.self_attention.projections(self.layer_norm(x_BKD), heads)
+
+    def across(self, qkv: Sequence[torch.Tensor], memo: Memo, heads: slice) -> torch.Tensor:
+        return self.self_attention.attend(qkv, memo, heads)
+
+    def after(self, x_BKE: torch.Tensor, memo: Memo, heads: slice, tile: slice) -> torch.Tensor:
         size = self.config.attention_head_size
-        out_BLE = self.self_attention(self.layer_norm(x_BLD), memo, heads)
-        columns = slice(heads.start * size, heads.stop * size)
-        out_BLD = self.output(out_BLE, columns=columns)
+        out_BKD = self.output(x_BKE, columns=slice(heads.start * size, heads.stop * size))
         # The mask is that of the sum over all heads: the same for every group.
-        return seeded_dropout(out_BLD, self.config.hidden_dropout_prob, memo.seed(-1))
+        return seeded_dropout(out_BKD, self.config.hidden_dropout_prob, memo.seed(-1, tile.start))
 
 
 class FeedForward(Branch):
-    """Layer norm and two linear layers, for a tile of the sequence at a time."""
+    """Layer norm and two linear layers, each position by itself."""
+
+    mixes = False
 
     def __init__(self, config: ReformerConfig, memory: MemoryConfig) -> None:
         super().__init__()
@@ -225,19 +249,19 @@ class FeedForward(Branch):
         self.output = Projection(nn.Linear(config.feed_forward_size, config.hidden_size))
         self.activation = ACTIVATIONS[config.hidden_act]
 
-    def pieces(self, x_BLD: torch.Tensor) -> list[Piece]:
+    def tiles(self, x_BLD: torch.Tensor) -> list[slice]:
         length, chunk = x_BLD.shape[1], self.config.chunk_size_feed_forward
         tiles = self.memory.feed_forward_tiles or (-(-length // chunk) if chunk else 0)
         if tiles == 0:
             width = max(self.config.feed_forward_size, self.config.hidden_size)
             tiles = self.memory.tiles_for(x_BLD.shape[0] * length * width * x_BLD.element_size())
-        return [Piece(s, {"offset": s.start}) for s in tile_spans(length, tiles)]
+        return tile_spans(length, tiles)
 
-    def forward(self, x_BKD: torch.Tensor, memo: Memo, offset: int) -> torch.Tensor:
+    def after(self, x_BKD: torch.Tensor, memo: Memo, group: None, tile: slice) -> torch.Tensor:
         dropout = self.config.hidden_dropout_prob
         x_BKF = self.dense(self.layer_norm(x_BKD))
-        x_BKF = self.activation(seeded_dropout(x_BKF, dropout, memo.seed(offset, 0)))
-        return seeded_dropout(self.output(x_BKF), dropout, memo.seed(offset, 1))
+        x_BKF = self.activation(seeded_dropout(x_BKF, dropout, memo.seed(tile.start, 0)))
+        return seeded_dropout(self.output(x_BKF), dropout, memo.seed(tile.start, 1))
 
 
 class ReformerLayer(nn.Module):

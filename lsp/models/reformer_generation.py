@@ -14,14 +14,17 @@ import torch
 
 from lsp.core.errors import require
 from lsp.models.layers.chunked_attention import SELF_SCORE
+from lsp.models.layers.reversible import add_branch
 
 if TYPE_CHECKING:
+    from lsp.models.layers.linear import HeadLinear
     from lsp.models.reformer import (
         Attention,
         LocalSelfAttention,
         LSHSelfAttention,
         Memo,
         Reformer,
+        SelfAttention,
     )
 
 
@@ -113,19 +116,18 @@ def _read_prompt(model: Reformer, ids_BT: torch.Tensor, cache: ReformerCache) ->
     length = ids_BT.shape[1]
     ids, segments, positions = model.padded(ids_BT, None, None)
     memos = model.reformer.memos(segments, ids.shape[1])
-    attended = hidden = model.reformer.embeddings(ids, positions, None)
+    hidden = model.reformer.embeddings(ids, positions, None)
+    attended = hidden.clone()
+    hidden = hidden.clone()
     for layer, remembered, memo, ff_memo in zip(
         model.reformer.encoder.layers, cache.layers, memos[::2], memos[1::2], strict=True
     ):
         remembered.states.append(layer.attention.layer_norm(hidden)[:, :length])
-        for piece in layer.attention.pieces(hidden):
-            attended = attended + layer.attention(hidden, memo, **piece.arguments)
+        add_branch(layer.attention, memo, hidden, attended)
         if memo.buckets:
             groups = [memo.buckets[first] for first in sorted(memo.buckets)]
             remembered.remember_buckets(torch.cat(groups, dim=1)[..., :length])
-        tiles = layer.feed_forward.pieces(attended)
-        added = [layer.feed_forward(attended[:, p.span], ff_memo, **p.arguments) for p in tiles]
-        hidden = hidden + torch.cat(added, dim=1)
+        add_branch(layer.feed_forward, ff_memo, attended, hidden)
     cache.length = length
     return _scores(model, attended[:, length - 1 : length], hidden[:, length - 1 : length])
 
@@ -138,7 +140,7 @@ def _read_token(model: Reformer, ids_B1: torch.Tensor, cache: ReformerCache) -> 
         model.reformer.encoder.layers, cache.layers, memos[::2], memos[1::2], strict=True
     ):
         attended = attended + _attend(layer.attention, hidden, remembered, memo)
-        hidden = hidden + layer.feed_forward(attended, ff_memo, offset=0)
+        hidden = hidden + layer.feed_forward("after", attended, ff_memo, None, slice(0, 1))
     cache.length += 1
     return _scores(model, attended, hidden)
 
@@ -166,9 +168,9 @@ def _local_step(attention: LocalSelfAttention, remembered: LayerCache, memo: Mem
     past = states.shape[1] - 1
     window = states[:, max(0, (past // chunk - before) * chunk) :]
     heads = slice(0, config.num_attention_heads)
-    q = attention.project(attention.query, states[:, -1:], heads)
-    k = attention.project(attention.key, window, heads)
-    v = attention.project(attention.value, window, heads)
+    q = _project(attention, attention.query, states[:, -1:], heads)
+    k = _project(attention, attention.key, window, heads)
+    v = _project(attention, attention.value, window, heads)
     scores = (q @ k.transpose(-1, -2)).float() / config.attention_head_size**0.5
     return scores.softmax(-1).to(v.dtype) @ v
 
@@ -180,13 +182,13 @@ def _lsh_step(attention: LSHSelfAttention, remembered: LayerCache, memo: Memo) -
     length, chunk = states.shape[1], config.lsh_attn_chunk_length
     if remembered.buckets is None:
         # Not enough tokens for a chunk so far: attention is over all of them.
-        qk = attention.project(attention.query_key, states, heads)
-        v = attention.project(attention.value, states, heads)
+        qk = _project(attention, attention.query_key, states, heads)
+        v = _project(attention, attention.value, states, heads)
         own = torch.arange(length, device=qk.device) == length - 1
         if length >= chunk:
             remembered.remember_buckets(attention.hash(qk, memo, heads))
         return _shared_attention(qk[:, :, -1:], qk, v, own)[0]
-    q_BN1H = attention.project(attention.query_key, states[:, -1:], heads)
+    q_BN1H = _project(attention, attention.query_key, states[:, -1:], heads)
     remembered.remember_buckets(attention.hash(q_BN1H, memo, heads))
     order_BNRT = remembered.buckets.value.argsort(dim=-1, stable=True)
     place_BNR = (order_BNRT == length - 1).int().argmax(dim=-1)
@@ -200,13 +202,21 @@ def _lsh_step(attention: LSHSelfAttention, remembered: LayerCache, memo: Memo) -
         one, index_BRW = slice(head, head + 1), index_BNRW[:, head]
         picked = torch.stack([s[i] for s, i in zip(states, index_BRW, strict=True)])
         flat_BXD = picked.flatten(1, 2)
-        k = attention.project(attention.query_key, flat_BXD, one).unflatten(2, index_BRW.shape[1:])
-        v = attention.project(attention.value, flat_BXD, one).unflatten(2, index_BRW.shape[1:])
+        k = _project(attention, attention.query_key, flat_BXD, one).unflatten(
+            2, index_BRW.shape[1:]
+        )
+        v = _project(attention, attention.value, flat_BXD, one).unflatten(2, index_BRW.shape[1:])
         q = q_BN1H[:, one, None]
         out, lse = _shared_attention(q, k, v, (index_BRW == length - 1)[:, None, :, None])
         share = (lse - lse.logsumexp(2, keepdim=True)).exp().to(out.dtype)
         outs.append((out * share).sum(2))
     return torch.cat(outs, dim=1)
+
+
+def _project(
+    attention: SelfAttention, linear: HeadLinear, x_BLD: torch.Tensor, heads: slice
+) -> torch.Tensor:
+    return attention.split(attention.project(linear, x_BLD, heads))
 
 
 def _shared_attention(

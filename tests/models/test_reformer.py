@@ -135,15 +135,15 @@ def test_tiles_and_groups_compute_the_same(tiles: int):
 def test_published_chunk_sizes_are_honoured():
     model = _model(chunk_size_feed_forward=10, chunk_size_lm_head=7)
     x = torch.zeros(2, LENGTH, 16)
-    assert len(model.reformer.encoder.layers[0].feed_forward.pieces(x)) == 7
+    assert len(model.reformer.encoder.layers[0].feed_forward.tiles(x)) == 7
     assert model._head_tiles(x) == 10
 
 
 def test_tiles_follow_the_budget():
     model = _model(MemoryConfig(tile_megabytes=1), feed_forward_size=1024)
     branch = model.reformer.encoder.layers[0].feed_forward
-    assert len(branch.pieces(torch.zeros(1, 2048, 16))) == 8
-    assert len(branch.pieces(torch.zeros(1, 64, 16))) == 1
+    assert len(branch.tiles(torch.zeros(1, 2048, 16))) == 8
+    assert len(branch.tiles(torch.zeros(1, 64, 16))) == 1
 
 
 SEGMENTS = torch.tensor([[1] * 16 + [2] * 24 + [3] * 16 + [0] * 8, [1] * 20 + [2] * 30 + [0] * 14])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lsp.models.layers.dropout import derive_seed, seeded_dropout
-from lsp.models.layers.reversible import Branch, Drift, Piece, run_stack
+from lsp.models.layers.reversible import Branch, Drift, run_stack
 from lsp.models.layers.tiling import tile_spans
 
 torch.set_num_threads(1)
@@ -16,37 +16,54 @@ DIM, LENGTH = 6, 20
 class Wide(Branch):
     """A feed-forward branch in tiles of the sequence, with dropout seeded by the memo."""
 
+    mixes = False
+
     def __init__(self, tiles: int) -> None:
         super().__init__()
         self.up, self.down = nn.Linear(DIM, 4 * DIM), nn.Linear(4 * DIM, DIM)
-        self.tiles, self.calls = tiles, 0
+        self.parts, self.calls = tiles, 0
 
-    def pieces(self, x: torch.Tensor) -> list[Piece]:
-        return [Piece(s, {"tile": i}) for i, s in enumerate(tile_spans(x.shape[1], self.tiles))]
+    def tiles(self, x: torch.Tensor) -> list[slice]:
+        return tile_spans(x.shape[1], self.parts)
 
-    def forward(self, x: torch.Tensor, memo: int, tile: int) -> torch.Tensor:
+    def after(self, x: torch.Tensor, memo: int, group: None, tile: slice) -> torch.Tensor:
         self.calls += 1
-        return self.down(seeded_dropout(self.up(x).tanh(), 0.2, derive_seed(memo, tile)))
+        return self.down(seeded_dropout(self.up(x).tanh(), 0.2, derive_seed(memo, tile.start)))
 
 
 class Mixing(Branch):
-    """A branch over all positions whose parts add up, as groups of heads do."""
+    """A branch over all positions in groups that add up, as heads do."""
 
-    def __init__(self) -> None:
+    def __init__(self, tiles: int) -> None:
         super().__init__()
-        self.weight = nn.Linear(DIM, 2 * DIM)
+        self.norm = nn.LayerNorm(DIM)
+        self.a, self.b = nn.Linear(DIM, 2 * DIM), nn.Linear(DIM, 2 * DIM)
+        self.out = nn.Linear(2 * DIM, DIM)
+        self.parts = tiles
 
-    def pieces(self, x: torch.Tensor) -> list[Piece]:
-        return [Piece(arguments={"part": 0}), Piece(arguments={"part": 1})]
+    def groups(self, x: torch.Tensor) -> list[slice]:
+        return [slice(0, DIM), slice(DIM, 2 * DIM)]
 
-    def forward(self, x: torch.Tensor, memo: int, part: int) -> torch.Tensor:
-        mixed = self.weight(x)[..., part * DIM : (part + 1) * DIM].cumsum(1) / LENGTH
-        return seeded_dropout(mixed, 0.2, memo)
+    def tiles(self, x: torch.Tensor) -> list[slice]:
+        return tile_spans(x.shape[1], self.parts)
+
+    def before(self, x: torch.Tensor, memo: int, group: slice) -> tuple[torch.Tensor, ...]:
+        normed = self.norm(x)
+        return self.a(normed)[..., group], self.b(normed)[..., group]
+
+    def across(self, mixed, memo: int, group: slice) -> torch.Tensor:
+        first, second = mixed
+        return seeded_dropout((first * second.sigmoid()).cumsum(1) / LENGTH, 0.2, memo)
+
+    def after(self, x: torch.Tensor, memo: int, group: slice, tile: slice) -> torch.Tensor:
+        wide = x.new_zeros(*x.shape[:2], 2 * DIM)
+        wide[..., group] = x
+        return seeded_dropout(self.out(wide), 0.2, derive_seed(memo, tile.start))
 
 
 def _stack(layers: int = 12) -> nn.ModuleList:
     torch.manual_seed(0)
-    return nn.ModuleList(b for i in range(layers) for b in (Mixing(), Wide(tiles=1 + i % 4)))
+    return nn.ModuleList(b for i in range(layers) for b in (Mixing(1 + i % 3), Wide(1 + i % 4)))
 
 
 def _run(branches, residual: str, x: torch.Tensor, **options):
@@ -156,7 +173,7 @@ def test_without_gradients_each_branch_runs_once_and_nothing_is_kept():
     with torch.no_grad():
         first, _ = run_stack(x, branches, range(4))
     assert not first.requires_grad
-    assert branches[1].calls == branches[1].tiles
+    assert branches[1].calls == branches[1].parts
 
 
 def test_the_callers_input_is_left_alone():

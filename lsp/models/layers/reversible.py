@@ -6,13 +6,15 @@ reads one and adds to the other, in turns,
     s0 += f0(s1),  s1 += f1(s0),  s0 += f2(s1),  ...
 
 so the inputs of a branch can be computed back from its outputs by subtracting in reverse order.
+Branches are evaluated in parts, see `Branch`, so that besides the streams and their gradients
+only a group of heads and a tile of the sequence exist at a time.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,31 +23,44 @@ from torch import nn
 from lsp.models.layers.tiling import Autocast, ParameterGradients
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A part of a branch that is evaluated by itself.
-
-    Attributes:
-        span: Positions it reads and adds to.
-        arguments: Keyword arguments for the branch. Pieces of the same span add up.
-    """
-
-    span: slice = field(default_factory=lambda: slice(None))
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-
 class Branch(nn.Module, ABC):
-    """f in s0 += f(s1), evaluated in pieces so that its intermediates stay small.
+    """f in s0 += f(s1), as three steps: f(x) = after(across(before(x))).
 
-    `forward(x_BKD, memo, **piece.arguments)` must give the same result every time it is called
-    with the same input and memo: random numbers come from seeds in the memo, and decisions which a
-    rounding error could turn (the buckets of LSH attention) are kept in the memo by the first
-    call and found there by the next.
+    `before` and `after` treat each position by itself, and are evaluated tile by tile. `across`
+    mixes positions, and sees all of them, but for one group (of heads) at a time; what the groups
+    give adds up. A branch that does not mix positions has only `after`.
+
+    The same input and memo must always give the same result: random numbers come from seeds in the
+    memo, and decisions which a rounding error could turn (the buckets of LSH attention) are kept
+    in the memo by the first call and found there by the next. No parameter may be used both in
+    `before` and in `after`.
     """
+
+    mixes = True
+
+    def forward(self, step: str, *arguments: Any) -> Any:
+        """Runs one step; through `__call__`, where hooks gather sharded parameters."""
+        return getattr(self, step)(*arguments)
+
+    def groups(self, x_BLD: torch.Tensor) -> list[Any]:
+        """What the steps are told apart by; at least one."""
+        return [None]
 
     @abstractmethod
-    def pieces(self, x_BLD: torch.Tensor) -> list[Piece]:
-        """How to evaluate the branch for an input of this shape; at least one piece."""
+    def tiles(self, x_BLD: torch.Tensor) -> list[slice]:
+        """Runs of positions that cover the sequence."""
+
+    def before(self, x_BKD: torch.Tensor, memo: Any, group: Any) -> tuple[torch.Tensor, ...]:
+        """From a tile of the input to what is mixed: (B, K, ...) each."""
+        raise NotImplementedError
+
+    def across(self, mixed: Sequence[torch.Tensor], memo: Any, group: Any) -> torch.Tensor:
+        """Mixes positions: from (B, L, ...) each to (B, L, E). Learns nothing itself."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def after(self, x_BKE: torch.Tensor, memo: Any, group: Any, tile: slice) -> torch.Tensor:
+        """From a tile of what was mixed (or of the input) to the share of the result."""
 
 
 @dataclass
@@ -115,15 +130,16 @@ def _stored(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     streams = [x_BLD, x_BLD]
     for k, (branch, memo) in enumerate(zip(branches, memos, strict=True)):
-        read, write = streams[1 - k % 2], streams[k % 2]
-        pieces = branch.pieces(read)
-        if all(piece.span == slice(None) for piece in pieces):
-            for piece in pieces:
-                write = write + branch(read, memo, **piece.arguments)
-        else:
-            added = [branch(read[:, p.span], memo, **p.arguments) for p in pieces]
-            write = write + torch.cat(added, dim=1)
-        streams[k % 2] = write
+        read = streams[1 - k % 2]
+        tiles = branch.tiles(read)
+        for group in branch.groups(read):
+            x = read
+            if branch.mixes:
+                parts = [branch("before", read[:, tile], memo, group) for tile in tiles]
+                mixed = [torch.cat(part, dim=1) for part in zip(*parts, strict=True)]
+                x = branch("across", mixed, memo, group)
+            added = [branch("after", x[:, tile], memo, group, tile) for tile in tiles]
+            streams[k % 2] = streams[k % 2] + torch.cat(added, dim=1)
     return streams[0], streams[1]
 
 
@@ -149,8 +165,7 @@ class _Stack(torch.autograd.Function):
                 # Added to in place, unless it is the caller's or was kept as a branch's input.
                 if k < 2 or inputs:
                     write = streams[k % 2] = write.clone()
-                for piece in branch.pieces(read):
-                    write[:, piece.span].add_(branch(read[:, piece.span], memo, **piece.arguments))
+                add_branch(branch, memo, read, write)
         if differentiate:
             ctx.branches, ctx.memos, ctx.autocast = branches, memos, autocast
             ctx.reversible, ctx.spent = reversible, False
@@ -170,37 +185,61 @@ class _Stack(torch.autograd.Function):
         ctx.spent = True
         saved = [tensor.detach() for tensor in ctx.saved_tensors]
         grad_streams = _owned(grads)
-        streams = saved if ctx.reversible else [saved[-1], saved[-1]]
         for k in reversed(range(len(ctx.branches))):
-            read, write = (streams[1 - k % 2] if ctx.reversible else saved.pop()), streams[k % 2]
-            _backward_branch(
+            _Differentiation(
                 ctx.branches[k],
                 ctx.memos[k],
-                read,
-                write if ctx.reversible else None,
-                grad_streams[1 - k % 2],
-                grad_streams[k % 2],
-                ctx.autocast,
-            )
+                read=saved[1 - k % 2] if ctx.reversible else saved.pop(),
+                write=saved[k % 2] if ctx.reversible else None,
+                grad_read=grad_streams[1 - k % 2],
+                grad_write=grad_streams[k % 2],
+                autocast=ctx.autocast,
+            ).run()
         if ctx.drift is not None:
-            ctx.drift.compare(ctx.sample, streams)
+            ctx.drift.compare(ctx.sample, saved)
         grad_BLD = grad_streams[0].add_(grad_streams[1]) if ctx.needs_input_grad[1] else None
         ctx.branches = ctx.memos = ctx.sample = None
         return None, grad_BLD, None, None, None, None, None
 
 
-def _backward_branch(
-    branch: Branch,
-    memo: Any,
-    read: torch.Tensor,
-    write: torch.Tensor | None,
-    grad_read: torch.Tensor,
-    grad_write: torch.Tensor,
-    autocast: Autocast,
-) -> None:
-    """Differentiates one branch again from its input, piece by piece, all in place.
+def add_branch(branch: Branch, memo: Any, read: torch.Tensor, write: torch.Tensor) -> None:
+    """write += f(read), in place and without gradients."""
+    tiles = branch.tiles(read)
+    for group in branch.groups(read):
+        x = read
+        if branch.mixes:
+            mixed = _Joined(read.shape[1])
+            for tile in tiles:
+                mixed.put(tile, branch("before", read[:, tile], memo, group))
+            x = branch("across", mixed.parts, memo, group)
+            del mixed
+        for tile in tiles:
+            write[:, tile].add_(branch("after", x[:, tile], memo, group, tile))
 
-    Args:
+
+class _Joined:
+    """Tensors over the whole sequence, filled tile by tile."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+        self.parts: list[torch.Tensor] = []
+
+    def put(self, tile: slice, values: Sequence[torch.Tensor]) -> None:
+        values = [value.detach() for value in values]
+        if tile.stop - tile.start == self._length:
+            self.parts = values
+            return
+        if not self.parts:
+            self.parts = [v.new_empty((len(v), self._length, *v.shape[2:])) for v in values]
+        for part, value in zip(self.parts, values, strict=True):
+            part[:, tile] = value
+
+
+@dataclass
+class _Differentiation:
+    """One branch, evaluated again from its input and differentiated, part by part, in place.
+
+    Attributes:
         branch: The branch.
         memo: What it was given in the forward pass.
         read: (B, L, D) its input.
@@ -210,25 +249,90 @@ def _backward_branch(
         grad_write: (B, L, D) gradient of its output.
         autocast: The forward pass's.
     """
-    pieces = branch.pieces(read)
-    gradients = ParameterGradients(branch.parameters())
-    for index, piece in enumerate(pieces):
-        leaf = read[:, piece.span].detach().requires_grad_()
-        with torch.enable_grad(), autocast():
-            out = branch(leaf, memo, **piece.arguments)
-        if write is not None:
-            write[:, piece.span].sub_(out.detach())
-        grad_out = grad_write[:, piece.span].to(out.dtype)
-        # The backward pass needs the graph behind the output, not its L x D numbers.
-        edge = torch.autograd.graph.get_gradient_edge(out)
+
+    branch: Branch
+    memo: Any
+    read: torch.Tensor
+    write: torch.Tensor | None
+    grad_read: torch.Tensor
+    grad_write: torch.Tensor
+    autocast: Autocast
+
+    def run(self) -> None:
+        groups = self.branch.groups(self.read)
+        self._tiles = self.branch.tiles(self.read)
+        self._before = ParameterGradients(self.branch.parameters())
+        self._after = ParameterGradients(self.branch.parameters())
+        for group in groups:
+            self._last_group = group is groups[-1]
+            if self.branch.mixes:
+                self._mixing(group)
+            else:
+                for tile in self._tiles:
+                    self.grad_read[:, tile].add_(self._run_after(self.read, group, tile))
+
+    def _mixing(self, group: Any) -> None:
+        """Forward through the three steps of a group, then back through them."""
+        mixed, edges, leaves = _Joined(self.read.shape[1]), [], []
+        for tile in self._tiles:
+            leaf = self._leaf(self.read, tile)
+            with torch.enable_grad(), self.autocast():
+                values = self.branch("before", leaf, self.memo, group)
+            mixed.put(tile, values)
+            leaves.append(leaf)
+            edges.append([_edge(value) for value in values])
+            del values
+        parts = [part.requires_grad_() for part in mixed.parts]
+        del mixed
+        with torch.enable_grad(), self.autocast():
+            out = self.branch("across", parts, self.memo, group)
+        edge, whole = _edge(out), out.detach()
         del out
-        if index < len(pieces) - 1:
-            (grad,) = gradients.collect([edge], [grad_out], [leaf])
-        else:
-            gradients.release([edge], [grad_out])
+        grad_out = torch.empty_like(whole)
+        for tile in self._tiles:
+            grad_out[:, tile] = self._run_after(whole, group, tile)
+        del whole
+        grads = torch.autograd.grad([edge], parts, [grad_out])
+        del parts, edge, grad_out
+        for index, tile in enumerate(self._tiles):
+            tile_grads = [grad[:, tile] for grad in grads]
+            grad = self._backward(self._before, edges[index], tile_grads, leaves[index], tile)
+            self.grad_read[:, tile].add_(grad)
+            edges[index] = leaves[index] = None
+
+    def _run_after(self, x: torch.Tensor, group: Any, tile: slice) -> torch.Tensor:
+        """Evaluates and differentiates the last step of a tile; the gradient of its input."""
+        leaf = self._leaf(x, tile)
+        with torch.enable_grad(), self.autocast():
+            out = self.branch("after", leaf, self.memo, group, tile)
+        if self.write is not None:
+            self.write[:, tile].sub_(out.detach())
+        grad_out = self.grad_write[:, tile].to(out.dtype)
+        return self._backward(self._after, [out], [grad_out], leaf, tile)
+
+    def _backward(
+        self,
+        gradients: ParameterGradients,
+        outputs: list[Any],
+        grad_outputs: list[torch.Tensor],
+        leaf: torch.Tensor,
+        tile: slice,
+    ) -> torch.Tensor:
+        if self._last_group and tile is self._tiles[-1]:
+            gradients.release(outputs, grad_outputs)
             grad = leaf.grad
-        if grad is not None:
-            grad_read[:, piece.span].add_(grad)
+        else:
+            (grad,) = gradients.collect(outputs, grad_outputs, [leaf])
+        return torch.zeros_like(leaf) if grad is None else grad
+
+    @staticmethod
+    def _leaf(x: torch.Tensor, tile: slice) -> torch.Tensor:
+        return x[:, tile].detach().requires_grad_()
+
+
+def _edge(value: torch.Tensor) -> Any:
+    """The graph behind a tensor, without its numbers."""
+    return torch.autograd.graph.get_gradient_edge(value)
 
 
 def _owned(grads: Sequence[torch.Tensor]) -> list[torch.Tensor]:
