@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -98,3 +99,9 @@ def explain_disk_errors(root: str) -> Iterator[None]:
                 f"{error.filename}): choose another folder"
             ) from error
         raise
+
+
+def checksum(path: Path) -> str:
+    """Of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

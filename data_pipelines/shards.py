@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_pipelines.corpus import Corpus, Integers
-from data_pipelines.files import write_json
+from data_pipelines.files import checksum, write_json
 from data_pipelines.manifest import FileManifest, Manifest
 from data_pipelines.packing import Row
 
@@ -92,7 +92,10 @@ def write_split(
         if not path.exists():
             _write_file(path, plan, corpus, order, layout, schema)
         packed.rows += len(plan)
-        files.append({"name": path.name, "rows": len(plan), "bytes": path.stat().st_size})
+        size = path.stat().st_size
+        files.append(
+            {"name": path.name, "rows": len(plan), "bytes": size, "blake2b": checksum(path)}
+        )
         report(len(plan))
     _write_dataset_files(folder, files, schema)
     return packed, files

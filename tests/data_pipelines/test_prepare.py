@@ -17,7 +17,8 @@ import pytest
 
 from data_pipelines.config import DataConfig, PackingConfig, TokenizerConfig
 from data_pipelines.errors import DataError
-from data_pipelines.prepare import PreparedData, fingerprint, open_prepared
+from data_pipelines.manifest import content_digest
+from data_pipelines.prepare import PreparedData, fingerprint, open_prepared, prepare
 from tests.data_pipelines.corpora import make_text, rows_of, texts_of
 
 Prepare = Callable[..., PreparedData]
@@ -359,3 +360,26 @@ def test_importing_is_cheap() -> None:
         "sys.exit(', '.join(heavy & set(sys.modules)) or None)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_content_digest_follows_the_rows_and_not_where_they_came_from(tmp_path):
+    texts = [f"document {i} " * 40 for i in range(40)]
+    digests, fingerprints = [], []
+    for folder, changed in (("here", False), ("there", False), ("other", True)):
+        (tmp_path / folder).mkdir()
+        for i, text in enumerate(texts):
+            (tmp_path / folder / f"{i}.txt").write_text("changed" * 50 if changed else text)
+        data = DataConfig(
+            source="text",
+            paths=[str(tmp_path / folder / "*.txt")],
+            cache_root=str(tmp_path / "cache"),
+            shuffle_documents=False,
+            num_processes=1,
+        )
+        manifest = prepare(
+            data, TokenizerConfig(), PackingConfig(), sequence_length=64, progress=False
+        ).manifest
+        digests.append(content_digest(manifest))
+        fingerprints.append(manifest["fingerprint"])
+    assert digests[0] == digests[1] != digests[2]
+    assert len(set(fingerprints)) == 3
