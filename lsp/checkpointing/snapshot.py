@@ -39,7 +39,8 @@ class TrainState:
         best_validation_loss: Lowest so far.
         seconds: Training time so far, over all sessions.
         peak_memory_bytes: Largest memory of the main process so far, over all sessions.
-        data_fingerprint: Of the prepared data; the cursor means nothing in other data.
+        data_fingerprint: Of the prepared data: where to find it.
+        data_digest: Of the rows that the cursor counts; it means nothing in others.
         imported_from: Where the first weights came from, if not from random numbers.
         scaler: State of the dynamic loss scale.
         pending: Sums since the last logged row, so that the next row is what it would have
@@ -57,6 +58,7 @@ class TrainState:
     seconds: float = 0.0
     peak_memory_bytes: int = 0
     data_fingerprint: str = ""
+    data_digest: str = ""
     imported_from: str | None = None
     scaler: dict[str, Any] = field(default_factory=dict)
     pending: dict[str, float] = field(default_factory=dict)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from data_pipelines.manifest import content_digest
 from data_pipelines.prepare import PreparedData, prepare
 from lsp.checkpointing.files import write_text
 from lsp.checkpointing.snapshot import Snapshot, TrainState
@@ -104,6 +105,7 @@ def build_trainer(
     snapshot = parts.snapshot
     state = snapshot.state if snapshot is not None else TrainState()
     state.data_fingerprint = prepared.manifest["fingerprint"]
+    state.data_digest = content_digest(prepared.manifest)
     engine = prepare_engine(
         parts.model,
         build_optimizers(parts.model, config.optimizer),
@@ -259,7 +261,7 @@ def _parts(
     snapshot = None
     if step_dir is not None:
         check_unchanged(config, step_dir)
-        snapshot = load_snapshot(step_dir, prepared.manifest["fingerprint"])
+        snapshot = load_snapshot(step_dir, content_digest(prepared.manifest))
     seed_everything(config.seed)
     model = build_model(config)
     if snapshot is not None:

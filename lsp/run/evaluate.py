@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from data_pipelines.manifest import content_digest
 from lsp.checkpointing.files import write_json
 from lsp.core.batch import IGNORE_INDEX
 from lsp.core.errors import UserError
@@ -119,8 +120,8 @@ def measure(loaded: LoadedRun, split: str, max_rows: int = 0) -> dict[str, Any]:
     """
     run = loaded.config
     prepared = prepare_data(run)
-    trained_on = loaded.state.get("data_fingerprint")
-    if trained_on and trained_on != prepared.manifest["fingerprint"]:
+    trained_on = loaded.state.get("data_digest")
+    if trained_on and trained_on != content_digest(prepared.manifest):
         print("lsp: the data is not what the run was trained on: it has changed", file=sys.stderr)
     rows = prepared.split(split)
     if len(rows) == 0:

@@ -27,8 +27,14 @@ FIXED = (
 BEFORE_DATA = tuple(part for part in FIXED if part != "architecture")
 """Those that are known before the data has completed the architecture."""
 
-FREE = ("data.num_processes", "data.cache_root", "data.unit_bytes", "packing.shard_megabytes")
-"""Parts of those that shape no token."""
+FREE = (
+    "data.num_processes",
+    "data.cache_root",
+    "data.unit_bytes",
+    "data.paths",
+    "packing.shard_megabytes",
+)
+"""Parts of those that shape no token: where a corpus lies is not what it holds."""
 
 
 def find_snapshot_path(config: RunConfig, store: CheckpointStore) -> Path | None:
@@ -96,18 +102,18 @@ def check_unchanged(config: RunConfig, step_dir: Path, parts: tuple[str, ...] = 
         )
 
 
-def load_snapshot(step_dir: Path, data_fingerprint: str) -> Snapshot:
+def load_snapshot(step_dir: Path, data_digest: str) -> Snapshot:
     """Reads a checkpoint and checks that it belongs to the data.
 
     Raises:
         UserError: If the prepared data is not what the run was trained on.
     """
     snapshot = read_snapshot(step_dir)
-    known = snapshot.state.data_fingerprint
-    if known and known != data_fingerprint and snapshot.state.step > 0:
+    known = snapshot.state.data_digest
+    if known and known != data_digest and snapshot.state.step > 0:
         raise UserError(
-            f"the data changed since {step_dir.name} was saved (fingerprint {known[:12]}, now "
-            f"{data_fingerprint[:12]}): its cursor would point elsewhere. Restore the source "
+            f"the data changed since {step_dir.name} was saved (digest of its rows {known[:12]}, "
+            f"now {data_digest[:12]}): its cursor would point elsewhere. Restore the source "
             "files, or choose another run_name"
         )
     return snapshot

@@ -368,7 +368,7 @@ def test_the_content_digest_follows_the_rows_and_not_where_they_came_from(tmp_pa
     for folder, changed in (("here", False), ("there", False), ("other", True)):
         (tmp_path / folder).mkdir()
         for i, text in enumerate(texts):
-            (tmp_path / folder / f"{i}.txt").write_text("changed" * 50 if changed else text)
+            (tmp_path / folder / f"{i}.txt").write_text(f"other {i} " * 50 if changed else text)
         data = DataConfig(
             source="text",
             paths=[str(tmp_path / folder / "*.txt")],
