@@ -130,10 +130,9 @@ def decode_bytes(ids):
 )
 def test_pieces_add_up_and_hold_whole_characters(text):
     pieces = list(text_pieces(list(b"p:"), text.encode(), decode_bytes))
-    assert "".join(pieces) == "p:" + text
-    assert pieces[1:] == list(text)
+    assert pieces == list(text)
 
 
 def test_a_character_that_is_never_finished_is_still_shown():
     pieces = list(text_pieces(list(b"p"), "é".encode()[:1], decode_bytes))
-    assert pieces == ["p", "\ufffd"]
+    assert pieces == ["\ufffd"]
