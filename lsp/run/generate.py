@@ -14,6 +14,9 @@ from lsp.parallel.runtime import choose_device
 from lsp.run.config import GenerateConfig
 from lsp.run.load import LoadedRun, load_run
 
+LONGEST_WAIT = 16
+"""Tokens after which it is plain that they do not spell a character."""
+
 
 def run_generate(config: GenerateConfig) -> int:
     """Prints continuations of a prompt; returns the exit code.
@@ -55,11 +58,12 @@ def run_generate(config: GenerateConfig) -> int:
         if config.num_samples > 1:
             print(f"--- {number} of {config.num_samples} ---")
         if sys.stdout.isatty():
+            print(prompt, end="", flush=True)
             for piece in text_pieces(prompt_ids, new_ids, decode):
                 print(piece, end="", flush=True)
             print()
         else:
-            print(decode([*prompt_ids, *new_ids]), flush=True)
+            print(prompt + "".join(text_pieces(prompt_ids, new_ids, decode)), flush=True)
     return DONE
 
 
@@ -100,7 +104,7 @@ def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
 def text_pieces(
     prompt_ids: list[int], new_ids: Iterable[int], decode: Callable[[list[int]], str]
 ) -> Iterator[str]:
-    """The text of a prompt and its continuation, as the tokens come.
+    """The text of a continuation, as the tokens come.
 
     A character may take several tokens, and until the last it reads as U+FFFD: nothing is given
     out before it is whole. What is decoded anew with every token is bounded: only what came since
@@ -111,7 +115,6 @@ def text_pieces(
         new_ids: Tokens of the continuation.
         decode: Turns tokens into text.
     """
-    yield decode(prompt_ids)
     before, pending = list(prompt_ids), []
     for token in new_ids:
         pending.append(token)
@@ -119,6 +122,11 @@ def text_pieces(
         if not text.endswith("\ufffd"):
             yield text[len(decode(before)) :]
             before, pending = pending, []
+        elif len(pending) > LONGEST_WAIT:
+            # No character ends in here, and one has four bytes at most: the rest is no text.
+            lost, pending = pending[:-3], pending[-3:]
+            yield decode([*before, *lost])[len(decode(before)) :]
+            before = lost
     if pending:
         yield decode([*before, *pending])[len(decode(before)) :]
 

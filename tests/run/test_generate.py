@@ -136,3 +136,15 @@ def test_pieces_add_up_and_hold_whole_characters(text):
 def test_a_character_that_is_never_finished_is_still_shown():
     pieces = list(text_pieces(list(b"p"), "é".encode()[:1], decode_bytes))
     assert pieces == ["\ufffd"]
+
+
+def test_bytes_that_are_no_text_do_not_hold_back_what_follows():
+    def tokens():
+        yield from b"\xff" * 100
+        assert len(shown) > 4
+        yield from "日".encode()
+
+    shown = []
+    for piece in text_pieces(list(b"p"), tokens(), decode_bytes):
+        shown.append(piece)
+    assert "".join(shown) == "\ufffd" * 100 + "日"
