@@ -11,8 +11,11 @@ The legend is that of `lsp.core.batch` and of `chunks`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from math import log
+from typing import Any
 
 import torch
 
@@ -39,6 +42,20 @@ OTHER_DOCUMENT = 2.0**30
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
     """The type of scores, softmax and sums: fp32, or fp64 where the input is."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates `forward` or `backward`: each operation runs in the types written here.
+
+    A caller may run either inside autocast, which would cast some operations and not others.
+    """
+
+    @wraps(function)
+    def plain(ctx: Any, x: torch.Tensor, *arguments: Any) -> Any:
+        with torch.autocast(x.device.type, enabled=False):
+            return function(ctx, x, *arguments)
+
+    return plain
 
 
 class Dropout:

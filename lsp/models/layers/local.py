@@ -20,6 +20,7 @@ from lsp.models.layers.chunked_attention import (
     block_forward,
     compute_dtype,
     finish_rows,
+    without_autocast,
 )
 from lsp.models.layers.chunks import (
     Settings,
@@ -90,6 +91,7 @@ class _LocalAttention(torch.autograd.Function):
     """Loops over rows, tiles of heads and blocks; recomputes the scores backwards."""
 
     @staticmethod
+    @without_autocast
     def forward(
         ctx: Any,
         q_BNLH: torch.Tensor,
@@ -126,6 +128,7 @@ class _LocalAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, grad_BNLH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         settings, window = ctx.settings, ctx.settings.window
         *inputs, document_BL, padding_BL, base_BNL, share_BNL = ctx.saved_tensors
@@ -247,5 +250,4 @@ def local_attention(
     if segment_ids_BL is not None:
         document_BL, padding_BL = documents(segment_ids_BL), segment_ids_BL == 0
     settings = Settings(window, causal, dropout, dropout_seed)
-    with torch.autocast(q_BNLH.device.type, enabled=False):
-        return _LocalAttention.apply(q_BNLH, k_BNLH, v_BNLH, document_BL, padding_BL, settings)
+    return _LocalAttention.apply(q_BNLH, k_BNLH, v_BNLH, document_BL, padding_BL, settings)

@@ -205,5 +205,4 @@ def lsh_attention(
         window = Window(chunk_length, chunks_before, chunks_after)
         order_BNRL = sorted_order(buckets_BNRL, document_BL)
     settings = Settings(window, causal, dropout, dropout_seed)
-    with torch.autocast(qk_BNLH.device.type, enabled=False):
-        return LSHAttention.apply(qk_BNLH, v_BNLH, order_BNRL, document_BL, padding_BL, settings)
+    return LSHAttention.apply(qk_BNLH, v_BNLH, order_BNRL, document_BL, padding_BL, settings)

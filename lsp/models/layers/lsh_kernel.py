@@ -25,6 +25,7 @@ from lsp.models.layers.chunked_attention import (
     cast,
     compute_dtype,
     finish_rows,
+    without_autocast,
 )
 from lsp.models.layers.chunks import Settings, Workspace, block_sizes
 
@@ -173,6 +174,7 @@ class LSHAttention(torch.autograd.Function):
     """Attention in a given sorted order; the backward computes the scores again."""
 
     @staticmethod
+    @without_autocast
     def forward(
         ctx: Any,
         qk_BNLH: torch.Tensor,
@@ -205,6 +207,7 @@ class LSHAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, grad_BNLH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         settings = ctx.settings
         qk_BNLH, v_BNLH, order_BNRL, document_BL, padding_BL = ctx.saved_tensors[:5]

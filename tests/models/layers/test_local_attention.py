@@ -173,3 +173,12 @@ def test_nothing_of_all_heads_exists():
     with LargestTensor() as seen:
         local_attention(q, k, v, chunk_length=64, causal=True).sum().backward()
     assert seen.largest <= q.numel()
+
+
+def test_autocast_changes_nothing():
+    inputs = vectors(3, dtype=torch.float32)
+    plain = with_gradients(local_attention(*inputs, chunk_length=8, causal=True), inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = local_attention(*inputs, chunk_length=8, causal=True)
+        cast = with_gradients(out, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(plain, cast, strict=True))

@@ -309,3 +309,13 @@ def test_nothing_of_all_heads_and_rounds_exists():
         lsh_attention(qk, v, buckets, chunk_length=chunk, causal=True).sum().backward()
     # The inputs themselves are the largest: scores of all heads would be 32 times that.
     assert seen.largest <= qk.numel()
+
+
+def test_autocast_changes_nothing():
+    inputs = vectors(2, dtype=torch.float32)
+    buckets = hash_buckets(inputs[0], 4, 2, seed=3)
+    plain = with_gradients(lsh_attention(*inputs, buckets, chunk_length=8, causal=True), inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = lsh_attention(*inputs, buckets, chunk_length=8, causal=True)
+        cast = with_gradients(out, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(plain, cast, strict=True))
