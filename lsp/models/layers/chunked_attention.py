@@ -11,15 +11,18 @@ The legend is that of `lsp.core.batch` and of `chunks`.
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from math import log
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from lsp.models.layers.chunks import Window, Workspace
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 LN2 = log(2.0)
 LOG2E = 1 / LN2
@@ -44,7 +47,7 @@ def compute_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+def without_autocast(function: F) -> F:
     """Decorates `forward` or `backward`: each operation runs in the types written here.
 
     A caller may run either inside autocast, which would cast some operations and not others.
@@ -55,7 +58,7 @@ def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
         with torch.autocast(x.device.type, enabled=False):
             return function(ctx, x, *arguments)
 
-    return plain
+    return typing.cast(F, plain)
 
 
 class Dropout:
