@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from data_pipelines.manifest import content_digest
 from data_pipelines.prepare import PreparedData
 from lsp.checkpointing.files import write_tensors, write_text
 from lsp.checkpointing.snapshot import TrainState
@@ -50,7 +51,12 @@ def make_run(root: Path, *overrides: str) -> tuple[RunConfig, LanguageModel, Pre
     store = CheckpointStore(config.run_dir)
     folder = store.begin(3)
     write_tensors(folder, "model", model.state_dict().items(), write=True)
-    state = TrainState(step=3, tokens=384, data_fingerprint=prepared.manifest["fingerprint"])
+    state = TrainState(
+        step=3,
+        tokens=384,
+        data_fingerprint=prepared.manifest["fingerprint"],
+        data_digest=content_digest(prepared.manifest),
+    )
     write_state(folder, asdict(state) | {"world_size": 1, "versions": versions()})
     write_text(folder / "config.yaml", save_yaml(config))
     store.commit(folder, 3)

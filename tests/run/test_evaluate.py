@@ -94,7 +94,8 @@ def test_masked_models_have_no_bits_per_byte(tmp_path, capsys):
 
 def test_changed_data_is_told(tmp_path, capsys):
     config, _, _ = make_run(tmp_path)
-    (tmp_path / "corpus" / "0.txt").write_text("something else " * 50)
+    for file in (tmp_path / "corpus").iterdir():
+        file.write_text(file.read_text() + "\nand more\n")
     measure(load_run(config.run_dir), "validation")
     assert "the data is not what the run was trained on" in capsys.readouterr().err
 
