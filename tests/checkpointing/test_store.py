@@ -33,7 +33,7 @@ def save(store: CheckpointStore, step: int, loss: float | None = None, **state: 
     return store.commit(aside, step)
 
 
-@pytest.fixture()
+@pytest.fixture
 def store(tmp_path: Path) -> CheckpointStore:
     said: list[str] = []
     made = CheckpointStore(tmp_path / "run", warn=said.append)
@@ -120,7 +120,9 @@ def test_a_checkpoint_that_is_gone_is_not_missed(store):
 def test_all_damaged_is_told(store):
     for step, damage in zip((10, 20, 30), DAMAGE, strict=False):
         damage(store.path(step))
-    with pytest.raises(UserError, match=r"none of the 3 checkpoint\(s\) .* choose another run_name"):
+    with pytest.raises(
+        UserError, match=r"none of the 3 checkpoint\(s\) .* choose another run_name"
+    ):
         store.latest()
 
 

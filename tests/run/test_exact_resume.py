@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
@@ -102,24 +101,22 @@ def test_time_and_memory_add_up_over_sessions(tmp_path, corpus, monkeypatch):
     assert after[12]["peak_memory_bytes"] == before[6]["peak_memory_bytes"] > 1
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda n: n.name
-)
-def test_signal_finishes_the_step_and_saves(tmp_path, corpus, monkeypatch, capfd, number):
-    overrides = ["trainer.log_every=5", "checkpoint.every=0", *DROPOUT]
+def test_signals_finish_the_step_and_save(tmp_path, corpus, monkeypatch, capfd):
+    overrides = ["trainer.log_every=5", "checkpoint.every=0", "checkpoint.keep_last=9", *DROPOUT]
     whole = words(tmp_path, corpus, *overrides, name="whole")
     assert run_training(load_train_config(whole)) == DONE
-    before = signal.getsignal(number)
 
     stopped = words(tmp_path, corpus, *overrides, name="stopped")
-    with monkeypatch.context() as patch:
-        signal_at(patch, 7, number)
-        assert run_training(load_train_config(stopped)) == INTERRUPTED == 75
-    assert CheckpointStore(tmp_path / "stopped").steps() == [7]  # not one step more
-    error = capfd.readouterr().err
-    assert f"{number.name} received; finishing this step, then saving" in error
-    assert "stopped at step 7 of 12" in error
-    assert signal.getsignal(number) == before
+    for step, number in ((3, signal.SIGTERM), (7, signal.SIGUSR1), (8, signal.SIGINT)):
+        before = signal.getsignal(number)
+        with monkeypatch.context() as patch:
+            signal_at(patch, step, number)
+            assert run_training(load_train_config(stopped)) == INTERRUPTED == 75
+        assert CheckpointStore(tmp_path / "stopped").steps()[-1] == step  # not one step more
+        error = capfd.readouterr().err
+        assert f"{number.name} received; finishing this step, then saving" in error
+        assert f"stopped at step {step} of 12" in error
+        assert signal.getsignal(number) == before
 
     assert run_training(load_train_config(stopped)) == DONE
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
@@ -170,7 +167,9 @@ def slow_disk() -> None:
     [
         pytest.param(["trainer.log_every=1", *DROPOUT], id="causal"),
         pytest.param(
-            ["trainer.log_every=3", "objective=masked", "optimizer=muon", *DROPOUT], id="masked"
+            ["trainer.log_every=3", "objective=masked", "optimizer=muon", *DROPOUT],
+            id="masked",
+            marks=pytest.mark.slow,
         ),
     ],
 )

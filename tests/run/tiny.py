@@ -12,9 +12,24 @@ from lsp.checkpointing.files import read_tensors
 from lsp.checkpointing.store import CheckpointStore, read_weights
 from lsp.tracking.tracker import read_rows
 
-WORDS = (
-    "reversible layers keep two streams and give back what they were given def return 0 1".split()
-)
+WORDS = [
+    "reversible",
+    "layers",
+    "keep",
+    "two",
+    "streams",
+    "and",
+    "give",
+    "back",
+    "what",
+    "they",
+    "were",
+    "given",
+    "def",
+    "return",
+    "0",
+    "1",
+]
 
 TIMING = {"tokens_per_second", "model_flops_utilisation", "peak_memory_bytes", "seconds"}
 """Columns that no two runs share."""

@@ -52,9 +52,9 @@ def test_muon_takes_the_matrices_of_the_layers():
     names = {id(p): name for name, p in model.named_parameters()}
     hidden = {names[id(p)] for group in muon.param_groups for p in group["params"]}
     others = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
-    assert hidden == {n for n in names.values() if ".layers." in n and n.endswith("dense.weight")} | {
-        n for n in names.values() if ".self_attention." in n
-    }
+    assert hidden == {
+        n for n in names.values() if ".layers." in n and n.endswith("dense.weight")
+    } | {n for n in names.values() if ".self_attention." in n}
     assert "reformer.embeddings.word_embeddings.weight" in others
     assert any(name.startswith("lm_head") for name in others)
 

@@ -41,9 +41,7 @@ def test_stable_then_decay_takes_that_many_steps(decay):
     fractions = curve(name="warmup_stable_decay", decay_steps=decay)
     stable = STEPS - decay
     assert set(fractions[10:stable]) <= {1.0}
-    assert fractions[stable:] == pytest.approx(
-        [1 - 0.9 * (n + 1) / decay for n in range(decay)]
-    )
+    assert fractions[stable:] == pytest.approx([1 - 0.9 * (n + 1) / decay for n in range(decay)])
     assert fractions[-1] == pytest.approx(0.1)
 
 
