@@ -64,10 +64,18 @@ def adopt_imported(config: RunConfig, step_dir: Path) -> None:
     """Takes the architecture and tokenizer of a published checkpoint that the run began from.
 
     They follow from the weights; the data, length and schedule are the user's.
+
+    Raises:
+        UserError: The objective is not the one that the weights were made for.
     """
     if read_state(step_dir).get("imported_from") is None:
         return
     saved = read_yaml(step_dir / "config.yaml")
+    if config.objective.name != saved.objective.name:
+        raise UserError(
+            f"objective={config.objective.name} does not fit the imported model in "
+            f"{step_dir.parent}, which was made for objective={saved.objective.name}: use that"
+        )
     config.architecture = saved.architecture
     config.tokenizer = saved.tokenizer
 
