@@ -68,11 +68,16 @@ class Trainer:
     stop: StopRequest
     peak_flops: float | None = None
 
+    def __post_init__(self) -> None:
+        self.clock, self.interval = time.perf_counter(), 0.0
+        self.interval_tokens = self.state.tokens
+        self.saved_step = self.state.step or None
+        self.measuring = False
+
     def fit(self) -> int:
         """Trains to the end, to a signal or to divergence; returns the exit code."""
         state, settings = self.state, self.settings
-        self.clock, self.interval, self.interval_tokens = time.perf_counter(), 0.0, state.tokens
-        self.saved_step = state.step or None
+        self.clock = time.perf_counter()
         self.console.start()
         with self.stop.deferred():
             while state.step < settings.max_steps:

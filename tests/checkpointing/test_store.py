@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, the newest whole one is found, and the right ones are kept."""
+"""Checkpoints are whole or not there; the newest whole one is found, the right ones are kept."""
 
 from __future__ import annotations
 

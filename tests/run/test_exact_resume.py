@@ -25,7 +25,7 @@ DROPOUT = [
 ]
 
 
-class Crash(Exception):
+class CrashError(Exception):
     """What a run dies of here."""
 
 
@@ -35,7 +35,7 @@ def crash_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     def after_step(self, result):
         original(self, result)
         if self.state.step == step:
-            raise Crash
+            raise CrashError
 
     monkeypatch.setattr(Trainer, "after_step", after_step)
 
@@ -75,9 +75,10 @@ def test_crash_between_checkpoints(tmp_path, corpus, monkeypatch, overrides):
     assert run_training(load_train_config(whole)) == DONE
 
     broken = words(tmp_path, corpus, *overrides, name="broken")
-    with monkeypatch.context() as patch, pytest.raises(Crash):
+    with monkeypatch.context() as patch:
         crash_after(patch, 11)
-        run_training(load_train_config(broken))
+        with pytest.raises(CrashError):
+            run_training(load_train_config(broken))
     assert read_state(CheckpointStore(tmp_path / "broken").latest())["step"] == 8
     assert run_training(load_train_config(broken)) == DONE
     assert_same_run(tmp_path / "broken", tmp_path / "whole")
@@ -86,9 +87,10 @@ def test_crash_between_checkpoints(tmp_path, corpus, monkeypatch, overrides):
 
 def test_time_and_memory_add_up_over_sessions(tmp_path, corpus, monkeypatch):
     again = words(tmp_path, corpus, "trainer.log_every=3")
-    with monkeypatch.context() as patch, pytest.raises(Crash):
+    with monkeypatch.context() as patch:
         crash_after(patch, 9)
-        run_training(load_train_config(again))
+        with pytest.raises(CrashError):
+            run_training(load_train_config(again))
     saved = read_state(CheckpointStore(tmp_path / "run").latest())
     assert saved["step"] == 8
     before = {row["step"]: row for row in read_rows(tmp_path / "run" / "metrics.jsonl")}

@@ -12,24 +12,7 @@ from lsp.checkpointing.files import read_tensors
 from lsp.checkpointing.store import CheckpointStore, read_weights
 from lsp.tracking.tracker import read_rows
 
-WORDS = [
-    "reversible",
-    "layers",
-    "keep",
-    "two",
-    "streams",
-    "and",
-    "give",
-    "back",
-    "what",
-    "they",
-    "were",
-    "given",
-    "def",
-    "return",
-    "0",
-    "1",
-]
+TEXT = "reversible layers keep two streams and give back what they were given def return 0 1"
 
 TIMING = {"tokens_per_second", "model_flops_utilisation", "peak_memory_bytes", "seconds"}
 """Columns that no two runs share."""
@@ -40,7 +23,7 @@ def write_corpus(folder: Path, files: int = 30) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     generator = random.Random(0)
     for number in range(files):
-        words = generator.choices(WORDS, k=generator.randint(10, 160))
+        words = generator.choices(TEXT.split(), k=generator.randint(10, 160))
         (folder / f"{number:02d}.txt").write_text(" ".join(words))
     return folder
 

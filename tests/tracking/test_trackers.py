@@ -105,9 +105,7 @@ def test_wandb_that_cannot_start_is_a_users_mistake(tmp_path, monkeypatch):
         raise wandb.errors.UsageError("No API key configured.\nUse `wandb login` to log in.")
 
     monkeypatch.setattr(wandb, "init", refuse)
-    with pytest.raises(
-        UserError, match="tracking.mode=online: .*No API key.*tracking.mode=offline"
-    ):
+    with pytest.raises(UserError, match=r"tracking.mode=online: .*No API key.*mode=offline"):
         make_trackers(TrackingConfig(name="wandb", mode="online"), tmp_path, {}, 0)
 
 

@@ -1,5 +1,7 @@
 """The learning rate over the steps of a run."""
 
+from itertools import pairwise
+
 import pytest
 
 from lsp.training.config import SCHEDULES, ScheduleConfig
@@ -23,7 +25,7 @@ def test_falls_from_the_peak_to_the_floor(name):
     fractions = curve(name=name)
     assert fractions[10] == 1.0
     assert fractions[-1] == pytest.approx(0.1)
-    assert all(a > b for a, b in zip(fractions[10:-1], fractions[11:], strict=True))
+    assert all(a > b for a, b in pairwise(fractions[10:]))
 
 
 def test_cosine_is_half_way_in_the_middle():
