@@ -169,3 +169,11 @@ def test_long_comparisons_are_announced(small, capsys, monkeypatch):
     with pytest.raises(pytest.fail.Exception, match="ran"):
         run_export(ExportConfig(run=str(small[1].run_dir), out=str(small[0] / "x")))
     assert "minutes; verify_length=4096 compares fewer" in capsys.readouterr().out
+
+
+def test_training_on_with_another_objective_is_refused(imported):
+    from lsp.run.compose import load_train_config
+
+    config = load_train_config(["sequence_length=64", "tokens_per_step=64", "objective=masked"])
+    with pytest.raises(UserError, match=r"objective=masked does not fit.*objective=causal"):
+        adopt_imported(config, imported / "step-00000000")
