@@ -7,6 +7,7 @@ heads, W keys seen by a chunk, E positions of a block's chunks and their neighbo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
@@ -21,16 +22,22 @@ class Workspace:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.buffers: dict[str, torch.Tensor] = {}
+        self.buffers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+        self.views: dict[tuple[str, torch.dtype, tuple[int, ...]], torch.Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A buffer with undefined contents, valid until the same name is taken again."""
-        size = torch.Size(shape).numel()
-        buffer = self.buffers.get(name)
-        if buffer is None or buffer.numel() < size or buffer.dtype != dtype:
+        view = self.views.get((name, dtype, shape))
+        if view is not None:
+            return view
+        size = prod(shape)
+        buffer = self.buffers.get((name, dtype))
+        if buffer is None or buffer.numel() < size:
             buffer = torch.empty(size, dtype=dtype, device=self.device)
-            self.buffers[name] = buffer
-        return buffer[:size].view(shape)
+            self.buffers[name, dtype] = buffer
+            self.views = {key: x for key, x in self.views.items() if key[:2] != (name, dtype)}
+        self.views[name, dtype, shape] = buffer[:size].view(shape)
+        return self.views[name, dtype, shape]
 
 
 @dataclass(frozen=True)

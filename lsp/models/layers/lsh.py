@@ -125,9 +125,9 @@ def _nearest(rotated_PRS: torch.Tensor, factors: list[int]) -> torch.Tensor:
     sizes = [factor // 2 for factor in factors]
     for factor, part in zip(factors, rotated_PRS.split(sizes, dim=-1), strict=True):
         # The argmax over [part, -part], without building it.
-        highest, lowest = part.max(dim=-1), part.min(dim=-1)
-        opposite = -lowest.values > highest.values
-        digit = torch.where(opposite, lowest.indices + factor // 2, highest.indices)
+        index_PR1 = part.abs().max(dim=-1, keepdim=True).indices
+        opposite_PR1 = part.gather(-1, index_PR1) < 0
+        digit = torch.where(opposite_PR1, index_PR1 + factor // 2, index_PR1)[..., 0]
         bucket_PR += stride * digit
         stride *= factor
     return bucket_PR

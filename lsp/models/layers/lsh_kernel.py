@@ -52,8 +52,9 @@ class _Tile:
         qk_and_v = workspace.take("inputs", shape, qk_TLH.dtype)
         torch.cat([qk_TLH, v_TLH], dim=-1, out=qk_and_v)
         self.qk_and_v = qk_and_v.flatten(0, 1)
-        mean_square = qk_TLH.to(self.dtype).square().mean(-1).flatten()
-        self.inverse_norm = (mean_square + 1e-6).rsqrt_().mul_(self.size**-0.5 * LOG2E)
+        square_TL = self.products(qk_TLH, qk_TLH, workspace)
+        inverse_norm_TL = (square_TL / self.size + 1e-6).rsqrt_().mul_(self.size**-0.5 * LOG2E)
+        self.inverse_norm = inverse_norm_TL.flatten()
         # The ring runs through all rounds: the first chunk of one sees the last of the one before.
         self.order_TRL = order_TRL
         ring_E = window.ring(self.rounds * self.length, order_TRL.device)
@@ -65,6 +66,17 @@ class _Tile:
     def _head_starts(self, rows_per_head: int) -> torch.Tensor:
         heads_T = torch.arange(self.heads, dtype=torch.int32, device=self.order_TRL.device)
         return heads_T[:, None] * rows_per_head
+
+    def products(
+        self, left_TLH: torch.Tensor, right_TLH: torch.Tensor, workspace: Workspace
+    ) -> torch.Tensor:
+        """Inner product of the two vectors of each position, in the computing type: (T, L)."""
+        parts = []
+        for part in self.position_parts():
+            left_TPH = cast(left_TLH[:, part], self.dtype, "wide", workspace)
+            right_TPH = cast(right_TLH[:, part], self.dtype, "wide_too", workspace)
+            parts.append(torch.linalg.vecdot(left_TPH, right_TPH))
+        return torch.cat(parts, dim=1)
 
     def blocks(self, number: int) -> Iterator[tuple[slice, slice]]:
         """Chunks of the blocks of one round: their place in the round, and on the whole ring."""
@@ -288,7 +300,7 @@ def _backward_tile(
     """Gradients of query-keys (divided by ln 2) and values side by side: (T * L, 2 H)."""
     window, width = tile.settings.window, tile.settings.window.chunk_length
     grad_rows = grad_TLH.reshape(-1, grad_TLH.shape[-1])
-    delta = torch.linalg.vecdot(grad_TLH.to(tile.dtype), out_TLH.to(tile.dtype)).flatten()
+    delta = tile.products(grad_TLH, out_TLH, workspace).flatten()
     base_TS, share_TS = base_TRL.flatten(1), share_TRL.flatten(1)
     slots_TRL = tile.slots_of_positions()
     total = workspace.take("total", tuple(tile.qk_and_v.shape), tile.dtype).zero_()
