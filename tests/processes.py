@@ -35,14 +35,19 @@ class Session:
         words: What is typed after `lsp`.
         log: Where its output goes.
         before: Called in the process before `lsp`, for example to make its disk slow.
+        environment: Variables set before that, for example those of a launcher.
     """
 
     def __init__(
-        self, words: list[str], log: Path, before: Callable[[], None] | None = None
+        self,
+        words: list[str],
+        log: Path,
+        before: Callable[[], None] | None = None,
+        environment: dict[str, str] | None = None,
     ) -> None:
         self.log = log
         self.process: ForkServerProcess = forkserver().Process(
-            target=_session, args=(words, str(log), before), daemon=True
+            target=_session, args=(words, str(log), before, environment or {}), daemon=True
         )
         self.process.start()
 
@@ -72,7 +77,10 @@ class Session:
         return self.log.read_text() if self.log.exists() else ""
 
 
-def _session(words: list[str], log: str, before: Callable[[], None] | None) -> None:
+def _session(
+    words: list[str], log: str, before: Callable[[], None] | None, environment: dict[str, str]
+) -> None:
+    os.environ |= environment
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

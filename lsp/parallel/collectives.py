@@ -37,9 +37,9 @@ def world_size() -> int:
 
 
 def barrier() -> None:
-    """Waits for every process."""
+    """Waits for every process, however long it takes."""
     if is_distributed():
-        dist.barrier()
+        dist.barrier(group=_patient_group())
 
 
 def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:

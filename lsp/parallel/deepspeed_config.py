@@ -7,6 +7,17 @@ from typing import Any
 from lsp.parallel.config import ParallelismConfig, PrecisionConfig
 
 
+def zero_stage(parallelism: ParallelismConfig, precision: PrecisionConfig) -> int:
+    """The stage that DeepSpeed is told.
+
+    For ZeRO-1 in bf16 with gradients added up in fp32 it has an optimizer apart, which fails on
+    non-finite gradients where the others skip. Stage 2 computes the same, and holds less.
+    """
+    if precision.name == "bf16":
+        return max(2, parallelism.zero_stage)
+    return parallelism.zero_stage
+
+
 def deepspeed_config(
     parallelism: ParallelismConfig,
     precision: PrecisionConfig,
@@ -28,7 +39,7 @@ def deepspeed_config(
         gradient_clip: Largest gradient norm, 0 for none.
     """
     zero: dict[str, Any] = {
-        "stage": parallelism.zero_stage,
+        "stage": zero_stage(parallelism, precision),
         "overlap_comm": parallelism.overlap_comm,
         "contiguous_gradients": True,
         "reduce_scatter": True,

@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 
 from lsp.core.errors import UserError
 from lsp.parallel.config import ParallelismConfig, PrecisionConfig
-from lsp.parallel.deepspeed_config import deepspeed_config
+from lsp.parallel.deepspeed_config import deepspeed_config, zero_stage
 from lsp.parallel.engine import Engine, StepResult, Tensors, check_state_names, split_state_key
 from lsp.parallel.runtime import Runtime
 
@@ -49,7 +49,7 @@ class ZeroEngine(Engine):
         super().__init__(module, runtime)
         # DeepSpeed would compile this shared-memory extension for a minute; gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self.stage = parallelism.zero_stage
+        self.stage = zero_stage(parallelism, precision)
         config = deepspeed_config(
             parallelism,
             precision,
