@@ -1,0 +1,29 @@
+"""Strategies for many processes, run on one without a launcher."""
+
+import pytest
+import torch
+
+from lsp.core.exit_codes import DONE
+from tests.distributed.spawn import run_distributed
+from tests.distributed.tied import tied
+from tests.processes import Session
+from tests.run.tiny import curve, words, write_corpus
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
+def test_a_group_of_one(tmp_path, strategy):
+    corpus = write_corpus(tmp_path / "corpus")
+    runs = {}
+    for name in ("single", strategy):
+        typed = words(tmp_path, corpus, f"parallelism={name}", "precision=fp32", name=name)
+        session = Session(["train", *typed], tmp_path / f"{name}.log")
+        assert session.wait() == DONE, session.output
+        runs[name] = [row["loss"] for row in curve(tmp_path / name)]
+    assert runs[strategy] == pytest.approx(runs["single"], rel=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
+def test_tied_weights_keep_both_names(tmp_path, strategy):
+    (weights,) = run_distributed(tied, 1, tmp_path, strategy)
+    assert weights.keys() == {"embedding.weight", "head.weight", "scale"}
+    assert torch.equal(weights["embedding.weight"], weights["head.weight"])
