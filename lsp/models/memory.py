@@ -20,7 +20,8 @@ class MemoryConfig:
         feed_forward_tiles: Tiles of the sequence in a feed-forward layer; 0 chooses from the sizes.
         head_tiles: Tiles of the sequence in the language-model head; 0 chooses from the sizes.
         attention_groups: Groups of attention heads evaluated one after the other; 0 chooses.
-        tile_megabytes: Size that the largest intermediate of a tile should stay below.
+        tile_megabytes: Size that the largest intermediate of a tile should stay below; 0 chooses
+            2 on a CPU, whose caches are small, and 64 on a GPU, which wants large matrices.
         measure_drift: Whether to compare what the reversible stack computes back with what it
             was given.
     """
@@ -29,7 +30,7 @@ class MemoryConfig:
     feed_forward_tiles: int = 0
     head_tiles: int = 0
     attention_groups: int = 0
-    tile_megabytes: float = 16.0
+    tile_megabytes: float = 0.0
     measure_drift: bool = False
 
     def __post_init__(self) -> None:
@@ -39,10 +40,14 @@ class MemoryConfig:
             value = getattr(self, key)
             require(value >= 0, f"memory.{key}={value} has to be 0 (automatic) or more")
         require(
-            self.tile_megabytes > 0,
-            f"memory.tile_megabytes={self.tile_megabytes} has to be positive, such as 16",
+            self.tile_megabytes >= 0,
+            f"memory.tile_megabytes={self.tile_megabytes} has to be 0 (automatic) or more",
         )
 
-    def tiles_for(self, num_bytes: float) -> int:
+    def tile_bytes(self, device_type: str) -> int:
+        """The budget of a tile's largest intermediate."""
+        return int((self.tile_megabytes or (2 if device_type == "cpu" else 64)) * 2**20)
+
+    def tiles_for(self, num_bytes: int, device_type: str) -> int:
         """Number of tiles that keeps an intermediate of `num_bytes` below the budget."""
-        return max(1, -int(-num_bytes // (self.tile_megabytes * 2**20)))
+        return -(-num_bytes // self.tile_bytes(device_type))

@@ -7,10 +7,12 @@ Letters of shapes are in `lsp/core/batch.py`; E stands for the width of a group 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from math import prod
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,12 @@ from lsp.models.layers.dropout import derive_seed, seeded_dropout
 from lsp.models.layers.linear import HeadLinear
 from lsp.models.layers.local import local_attention
 from lsp.models.layers.losses import LanguageModelHead, tiled_loss
-from lsp.models.layers.lsh import automatic_num_buckets, hash_buckets, lsh_attention
+from lsp.models.layers.lsh import (
+    automatic_num_buckets,
+    bucket_dtype,
+    hash_buckets,
+    lsh_attention,
+)
 from lsp.models.layers.positions import AxialPositions, AxialTables, LearnedPositions
 from lsp.models.layers.reversible import Branch, Drift, run_stack
 from lsp.models.layers.tiling import tile_spans
@@ -75,26 +82,36 @@ class Memo:
         dropout_seed: Of every dropout mask in the branch; None drops nothing.
         hash_seed: Of the rotations that hash queries into buckets.
         num_hashes: Rounds of hashing.
-        buckets: Buckets of a group of heads, by its first head, kept by the forward pass: after
-            rounding errors a query could fall into another bucket.
+        buckets: (B, N, R, L) buckets of an LSH layer, kept by the forward pass: after rounding
+            errors a query could fall into another bucket. None where nothing is hashed.
+        hashed: First heads of the groups whose buckets are there.
     """
 
     segment_ids: torch.Tensor | None
     dropout_seed: int | None
     hash_seed: int
     num_hashes: int
-    buckets: dict[int, torch.Tensor] = field(default_factory=dict)
+    buckets: torch.Tensor | None = None
+    hashed: set[int] = field(default_factory=set)
 
     def seed(self, *key: int) -> int | None:
         return None if self.dropout_seed is None else derive_seed(self.dropout_seed, *key)
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(nn.Module, ABC):
     """Projections to queries, keys and values, and attention, for some heads at a time."""
 
     def __init__(self, config: ReformerConfig) -> None:
         super().__init__()
         self.config = config
+
+    @abstractmethod
+    def projections(self, x_BLD: torch.Tensor, heads: slice) -> tuple[torch.Tensor, ...]:
+        """What attention works on, position by position: (B, L, E) each."""
+
+    @abstractmethod
+    def attend(self, qkv_BLE: Sequence[torch.Tensor], memo: Memo, heads: slice) -> torch.Tensor:
+        """Attention across the positions: (B, L, E)."""
 
     def project(self, linear: HeadLinear, x_BLD: torch.Tensor, heads: slice) -> torch.Tensor:
         """Projects onto some heads: (B, L, D) to (B, L, E)."""
@@ -156,13 +173,13 @@ class LSHSelfAttention(SelfAttention):
         """Attention over all positions: (B, L, E)."""
         config = self.config
         qk_BNLH, v_BNLH = (self.split(x_BLE) for x_BLE in qkv_BLE)
-        # A sequence of one chunk is attended whole.
-        if qk_BNLH.shape[2] > config.lsh_attn_chunk_length and heads.start not in memo.buckets:
-            memo.buckets[heads.start] = self.hash(qk_BNLH, memo, heads)
+        if memo.buckets is not None and heads.start not in memo.hashed:
+            memo.buckets[:, heads] = self.hash(qk_BNLH, memo, heads)
+            memo.hashed.add(heads.start)
         out_BNLH = lsh_attention(
             qk_BNLH,
             v_BNLH,
-            memo.buckets.get(heads.start),
+            None if memo.buckets is None else memo.buckets[:, heads],
             chunk_length=config.lsh_attn_chunk_length,
             chunks_before=config.lsh_num_chunks_before,
             chunks_after=config.lsh_num_chunks_after,
@@ -204,7 +221,9 @@ class Attention(Branch):
         super().__init__()
         self.config, self.memory = config, memory
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.self_attention = {"local": LocalSelfAttention, "lsh": LSHSelfAttention}[kind](config)
+        self.self_attention: SelfAttention = {"local": LocalSelfAttention, "lsh": LSHSelfAttention}[
+            kind
+        ](config)
         width = config.num_attention_heads * config.attention_head_size
         self.output = Projection(HeadLinear(width, config.hidden_size))
 
@@ -214,14 +233,13 @@ class Attention(Branch):
         if groups == 0:
             stream = x_BLD.numel() * x_BLD.element_size()
             one_head = stream * self.config.attention_head_size / x_BLD.shape[2]
-            allowed = max(self.memory.tile_megabytes * 2**20, stream / 4)
+            allowed = max(self.memory.tile_bytes(x_BLD.device.type), stream / 4)
             groups = -(-heads // max(1, int(allowed / one_head)))
         return tile_spans(heads, groups)
 
     def tiles(self, x_BLD: torch.Tensor) -> list[slice]:
-        return tile_spans(
-            x_BLD.shape[1], self.memory.tiles_for(x_BLD.numel() * x_BLD.element_size())
-        )
+        stream = x_BLD.numel() * x_BLD.element_size()
+        return tile_spans(x_BLD.shape[1], self.memory.tiles_for(stream, x_BLD.device.type))
 
     def before(self, x_BKD: torch.Tensor, memo: Memo, heads: slice) -> tuple[torch.Tensor, ...]:
         return self.self_attention.projections(self.layer_norm(x_BKD), heads)
@@ -254,7 +272,8 @@ class FeedForward(Branch):
         tiles = self.memory.feed_forward_tiles or (-(-length // chunk) if chunk else 0)
         if tiles == 0:
             width = max(self.config.feed_forward_size, self.config.hidden_size)
-            tiles = self.memory.tiles_for(x_BLD.shape[0] * length * width * x_BLD.element_size())
+            wide = x_BLD.shape[0] * length * width * x_BLD.element_size()
+            tiles = self.memory.tiles_for(wide, x_BLD.device.type)
         return tile_spans(length, tiles)
 
     def after(self, x_BKD: torch.Tensor, memo: Memo, group: None, tile: slice) -> torch.Tensor:
@@ -307,7 +326,11 @@ class ReformerEncoder(nn.Module):
         self.layer_norm = nn.LayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
 
     def branches(self) -> list[Branch]:
-        return [b for layer in self.layers for b in (layer.attention, layer.feed_forward)]  # type: ignore[misc]
+        return [b for layer in self.stack() for b in (layer.attention, layer.feed_forward)]
+
+    def stack(self) -> list[ReformerLayer]:
+        """The layers, first to last."""
+        return cast(list[ReformerLayer], list(self.layers))
 
     def forward(self, x_BLD: torch.Tensor, memos: list[Memo]) -> tuple[torch.Tensor, torch.Tensor]:
         return run_stack(
@@ -351,31 +374,51 @@ class ReformerModel(nn.Module):
             seeds: Of what is random.
             num_hashes: Rounds of hashing; None for the config's.
         """
-        memos = self.memos(segment_ids_BL, input_ids_BL.shape[1], seeds, num_hashes)
+        memos = self.memos(input_ids_BL, segment_ids_BL, seeds, num_hashes)
         dropout_seed = None if seeds.dropout is None else derive_seed(seeds.dropout, -1)
         x_BLD = self.embeddings(input_ids_BL, position_ids_BL, dropout_seed)
         return self.encoder(x_BLD, memos)
 
     def memos(
         self,
+        input_ids_BL: torch.Tensor,
         segment_ids_BL: torch.Tensor | None,
-        length: int,
         seeds: Seeds = EVALUATION_SEEDS,
         num_hashes: int | None = None,
     ) -> list[Memo]:
-        """One memo per branch, for a forward pass over `length` positions."""
-        settle_num_buckets(self.config, length)
-        rounds = self.config.num_hashes if num_hashes is None else num_hashes
+        """One memo per branch, for a forward pass over these tokens."""
+        config = self.config
+        settle_num_buckets(config, input_ids_BL.shape[1])
+        rounds = config.num_hashes if num_hashes is None else num_hashes
         require(rounds >= 1, f"num_hashes={rounds} has to be 1 or more")
-        return [
+        memos = [
             Memo(
                 segment_ids_BL,
                 None if seeds.dropout is None else derive_seed(seeds.dropout, branch),
-                hash_seed(self.config, seeds, branch),
+                hash_seed(config, seeds, branch),
                 rounds,
             )
-            for branch in range(2 * self.config.num_hidden_layers)
+            for branch in range(2 * config.num_hidden_layers)
         ]
+        hashing = [m for m, k in zip(memos[::2], config.attn_layers, strict=True) if k == "lsh"]
+        # A sequence of one chunk is attended whole.
+        if hashing and input_ids_BL.shape[1] > config.lsh_attn_chunk_length:
+            storage = self._bucket_storage(input_ids_BL, rounds, len(hashing))
+            for memo, buckets_BNRL in zip(hashing, storage, strict=True):
+                memo.buckets = buckets_BNRL
+        return memos
+
+    def _bucket_storage(self, input_ids_BL: torch.Tensor, rounds: int, layers: int) -> torch.Tensor:
+        """Room for the buckets of all layers: (layers, B, N, R, L).
+
+        One tensor, made first: many small ones that outlive the large ones between them would
+        leave holes in the process's heap.
+        """
+        config, (batch, length) = self.config, input_ids_BL.shape
+        factors = config.num_buckets
+        total = factors if isinstance(factors, int) else prod(factors)
+        shape = (layers, batch, config.num_attention_heads, rounds, length)
+        return torch.empty(shape, dtype=bucket_dtype(total), device=input_ids_BL.device)
 
 
 def hash_seed(config: ReformerConfig, seeds: Seeds, branch: int) -> int:
@@ -496,7 +539,8 @@ class Reformer(LanguageModel):
         length, chunk = stream_BLD.shape[1], self.config.chunk_size_lm_head
         tiles = self.memory.head_tiles or (-(-length // chunk) if chunk else 0)
         width = max(self.config.vocab_size, 2 * self.config.hidden_size)
-        return tiles or self.memory.tiles_for(4 * stream_BLD.shape[0] * length * width)
+        wide = 4 * stream_BLD.shape[0] * length * width
+        return tiles or self.memory.tiles_for(wide, stream_BLD.device.type)
 
     def hidden_states(
         self,

@@ -8,7 +8,7 @@ the sorted order, or, in a local layer, to its chunk and those before it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -115,18 +115,17 @@ def step(model: Reformer, input_ids_BT: torch.Tensor, cache: ReformerCache) -> t
 def _read_prompt(model: Reformer, ids_BT: torch.Tensor, cache: ReformerCache) -> torch.Tensor:
     length = ids_BT.shape[1]
     ids, segments, positions = model.padded(ids_BT, None, None)
-    memos = model.reformer.memos(segments, ids.shape[1])
+    memos = model.reformer.memos(ids, segments)
     hidden = model.reformer.embeddings(ids, positions, None)
     attended = hidden.clone()
     hidden = hidden.clone()
     for layer, remembered, memo, ff_memo in zip(
-        model.reformer.encoder.layers, cache.layers, memos[::2], memos[1::2], strict=True
+        model.reformer.encoder.stack(), cache.layers, memos[::2], memos[1::2], strict=True
     ):
         remembered.states.append(layer.attention.layer_norm(hidden)[:, :length])
         add_branch(layer.attention, memo, hidden, attended)
-        if memo.buckets:
-            groups = [memo.buckets[first] for first in sorted(memo.buckets)]
-            remembered.remember_buckets(torch.cat(groups, dim=1)[..., :length])
+        if memo.buckets is not None:
+            remembered.remember_buckets(memo.buckets[..., :length])
         add_branch(layer.feed_forward, ff_memo, attended, hidden)
     cache.length = length
     return _scores(model, attended[:, length - 1 : length], hidden[:, length - 1 : length])
@@ -134,10 +133,10 @@ def _read_prompt(model: Reformer, ids_BT: torch.Tensor, cache: ReformerCache) ->
 
 def _read_token(model: Reformer, ids_B1: torch.Tensor, cache: ReformerCache) -> torch.Tensor:
     position_B1 = torch.full_like(ids_B1, cache.length)
-    memos = model.reformer.memos(None, cache.length + 1)
+    memos = model.reformer.memos(ids_B1, None)
     attended = hidden = model.reformer.embeddings(ids_B1, position_B1, None)
     for layer, remembered, memo, ff_memo in zip(
-        model.reformer.encoder.layers, cache.layers, memos[::2], memos[1::2], strict=True
+        model.reformer.encoder.stack(), cache.layers, memos[::2], memos[1::2], strict=True
     ):
         attended = attended + _attend(layer.attention, hidden, remembered, memo)
         hidden = hidden + layer.feed_forward("after", attended, ff_memo, None, slice(0, 1))
@@ -155,8 +154,10 @@ def _attend(
     """The attention branch for one new token."""
     remembered.states.append(attention.layer_norm(x_B1D))
     inner = attention.self_attention
-    step_of_kind = _local_step if hasattr(inner, "query") else _lsh_step
-    out_BN1H = step_of_kind(inner, remembered, memo)
+    if hasattr(inner, "query"):
+        out_BN1H = _local_step(cast("LocalSelfAttention", inner), remembered, memo)
+    else:
+        out_BN1H = _lsh_step(cast("LSHSelfAttention", inner), remembered, memo)
     return attention.output(out_BN1H.transpose(1, 2).flatten(2))
 
 

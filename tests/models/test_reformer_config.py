@@ -121,7 +121,7 @@ def test_resolve_refuses_what_cannot_work(config: dict, known: dict, message: st
     [
         ({"residual": "reversed"}, "did you mean 'reversible'"),
         ({"head_tiles": -1}, "head_tiles=-1"),
-        ({"tile_megabytes": 0}, "tile_megabytes=0"),
+        ({"tile_megabytes": -1}, "tile_megabytes=-1"),
     ],
     ids=["residual", "tiles", "budget"],
 )
