@@ -207,7 +207,7 @@ class ReformerConfig:
         names = {f.name for f in dataclasses.fields(cls)}
         kind = published.get("model_type", MODEL_TYPE)
         require(kind == MODEL_TYPE, f"model_type={kind} is not a Reformer: use {MODEL_TYPE}")
-        values = {}
+        values: dict[str, Any] = {}
         for key, value in published.items():
             if key in names:
                 values[key] = list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,1 @@
+"""What layers are made of: attention, positions, the reversible stack, tiling, losses."""

@@ -61,7 +61,8 @@ class AxialPositions(nn.Module):
         Dropout, only where a seed is given, is that of the published model: a whole column of the
         grid is dropped at once, in each row of the batch for itself.
         """
-        coordinates, rest = [], position_ids_BL
+        coordinates: list[torch.Tensor] = []
+        rest = position_ids_BL
         for size in reversed(self.shape[1:]):
             coordinates.insert(0, rest % size)
             rest = rest.div(size, rounding_mode="floor")

@@ -273,7 +273,9 @@ class _Differentiation:
 
     def _mixing(self, group: Any) -> None:
         """Forward through the three steps of a group, then back through them."""
-        mixed, edges, leaves = _Joined(self.read.shape[1]), [], []
+        mixed = _Joined(self.read.shape[1])
+        edges: list[Any] = []
+        leaves: list[Any] = []
         for tile in self._tiles:
             leaf = self._leaf(self.read, tile)
             with torch.enable_grad(), self.autocast():
