@@ -69,7 +69,7 @@ def run_training(config: RunConfig) -> int:
                 for tracker in trainer.trackers:
                     tracker.close()
         if place.is_main:
-            _finish(config, prepared, trainer.state.step, done=code == DONE)
+            _finish(config, prepared, done=code == DONE)
         return code
 
 
@@ -322,11 +322,11 @@ def _write_run_files(config: RunConfig, prepared: PreparedData, *, fresh: bool) 
         aside.rename(tokenizer)
 
 
-def _finish(config: RunConfig, prepared: PreparedData, step: int, *, done: bool) -> None:
+def _finish(config: RunConfig, prepared: PreparedData, *, done: bool) -> None:
     from lsp.run.finish import finish
 
     try:
-        finish(config, prepared, step, done=done)
+        finish(config, prepared, done=done)
     except OSError as error:
         # The run itself is safe, and its exit code is what launchers decide by.
         print(f"lsp: {error.filename or 'loss.png'}: {error.strerror}", file=sys.stderr)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from data_pipelines.prepare import PreparedData
+from lsp.core.errors import UserError
 from lsp.run.config import RunConfig
 from lsp.run.load import load_run
 from lsp.tracking.tracker import read_rows
 from lsp.training.plot import plot_losses
 
 
-def finish(config: RunConfig, prepared: PreparedData, step: int, *, done: bool) -> None:
+def finish(config: RunConfig, prepared: PreparedData, *, done: bool) -> None:
     """Draws the curve; at the end of the run also samples, and says what comes next.
 
     Args:
         config: The completed configuration.
         prepared: The run's data.
-        step: Where the run stands.
         done: Whether it has reached its last step.
     """
     rows = read_rows(config.run_dir / "metrics.jsonl")
@@ -26,11 +26,11 @@ def finish(config: RunConfig, prepared: PreparedData, step: int, *, done: bool) 
     last = next((r for r in reversed(rows) if r.get("validation_loss") is not None), None)
     if last is not None and last.get("validation_bits_per_byte") is not None and entropy:
         print(
-            f"\nvalidation: {last['validation_bits_per_byte']:.4f} bits per byte after {step:,} "
-            f"steps (the corpus's order-0 entropy: {entropy:.4f})"
+            f"\nvalidation: {last['validation_bits_per_byte']:.4f} bits per byte after "
+            f"{last['step']:,} steps (the corpus's order-0 entropy: {entropy:.4f})"
         )
     if config.objective.name == "causal" and config.trainer.sample_tokens:
-        print(f"\nsample:\n{_indented(sample(config))}")
+        print(f"\nsample:\n{_sampled(config)}")
     print(_what_next(config))
 
 
@@ -58,7 +58,11 @@ def sample(config: RunConfig) -> str:
     return text
 
 
-def _indented(text: str) -> str:
+def _sampled(config: RunConfig) -> str:
+    try:
+        text = sample(config)
+    except UserError as error:  # a sample is an extra: without one the run is still done
+        text = f"none: {error}"
     return "\n".join(f"    {line}" for line in text.splitlines())
 
 

@@ -15,7 +15,7 @@ def test_a_group_of_one(tmp_path, strategy):
     corpus = write_corpus(tmp_path / "corpus")
     runs = {}
     for name in ("single", strategy):
-        typed = words(tmp_path, corpus, f"parallelism={name}", "precision=fp32", name=name)
+        typed = words(tmp_path, corpus, f"parallelism={name}", "trainer.max_steps=5", name=name)
         session = Session(["train", *typed], tmp_path / f"{name}.log")
         assert session.wait() == DONE, session.output
         runs[name] = [row["loss"] for row in curve(tmp_path / name)]

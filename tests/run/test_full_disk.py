@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 import lsp.checkpointing.files as files
 from lsp.checkpointing.store import CheckpointStore
 from lsp.cli.main import main
+from lsp.core.errors import UserError
 from lsp.core.exit_codes import DONE, USER_ERROR
 from tests.processes import Session
 from tests.run.tiny import assert_same_run, words
@@ -122,6 +123,18 @@ def test_full_disk_after_the_last_checkpoint(tmp_path, corpus, monkeypatch, caps
     monkeypatch.setattr("lsp.run.finish.plot_losses", lambda *_: (_ for _ in ()).throw(FULL))
     assert main(["train", *words(tmp_path, corpus, "trainer.max_steps=3")]) == DONE
     assert "lsp: loss.png: No space left on device" in capsys.readouterr().err
+
+
+def test_a_sample_that_cannot_be_made_is_not_missed(tmp_path, corpus, monkeypatch, capsys):
+    def refuse(config):
+        raise UserError("the prompt is empty")
+
+    monkeypatch.setattr("lsp.run.finish.sample", refuse)
+    typed = words(tmp_path, corpus, "trainer.max_steps=3", "trainer.sample_tokens=5")
+    assert main(["train", *typed]) == DONE
+    out = capsys.readouterr().out
+    assert "none: the prompt is empty" in out
+    assert "lsp evaluate run=" in out
 
 
 def test_unreadable_checkpoint(tmp_path, corpus, monkeypatch, capsys):
