@@ -175,16 +175,20 @@ class CheckpointStore:
                 shutil.rmtree(path)
 
 
+class DamagedError(UserError):
+    """A checkpoint cannot be read."""
+
+
 def read_state(step_dir: Path) -> dict[str, Any]:
     """The plain values of a checkpoint: step, cursor, losses, versions.
 
     Raises:
-        UserError: If they cannot be read.
+        DamagedError: If they cannot be read.
     """
     try:
         state: dict[str, Any] = json.loads((step_dir / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{step_dir / STATE} cannot be read: {error}") from error
+        raise DamagedError(f"{step_dir / STATE} cannot be read: {error}") from error
     return state
 
 

@@ -36,6 +36,7 @@ from lsp.run.compose import save_yaml, to_plain
 from lsp.run.config import RunConfig
 from lsp.run.resume import (
     BEFORE_DATA,
+    adopt_before_checks,
     adopt_imported,
     check_unchanged,
     find_snapshot_path,
@@ -232,6 +233,7 @@ def plan_share(config: RunConfig, place: Runtime) -> Share:
 def _validate_once(config: RunConfig) -> None:
     """Every process finds the same mistake; one per machine tells."""
     try:
+        adopt_before_checks(config)
         validate(config)
     except UserError:
         if local_rank() != 0:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lsp.checkpointing.snapshot import Snapshot, read_snapshot
-from lsp.checkpointing.store import CheckpointStore, read_state
+from lsp.checkpointing.store import CheckpointStore, DamagedError, read_state
 from lsp.core.errors import UserError
 from lsp.run.compose import read_yaml, to_plain
 from lsp.run.config import RunConfig
@@ -58,6 +59,19 @@ def find_snapshot_path(config: RunConfig, store: CheckpointStore) -> Path | None
             "checkpoint.root, or use checkpoint.resume=auto"
         )
     return path
+
+
+def adopt_before_checks(config: RunConfig) -> None:
+    """`adopt_imported` as far as it can be told before checkpoints are verified.
+
+    The checks of a configuration should see the architecture that will be trained.
+    """
+    store = CheckpointStore(config.run_dir)
+    steps = store.steps()
+    if steps:
+        # A damaged checkpoint is left to the search for a whole one.
+        with suppress(DamagedError):
+            adopt_imported(config, store.path(steps[-1]))
 
 
 def adopt_imported(config: RunConfig, step_dir: Path) -> None:

@@ -177,3 +177,20 @@ def test_training_on_with_another_objective_is_refused(imported):
     config = load_train_config(["sequence_length=64", "tokens_per_step=64", "objective=masked"])
     with pytest.raises(UserError, match=r"objective=masked does not fit.*objective=causal"):
         adopt_imported(config, imported / "step-00000000")
+
+
+def test_the_checks_see_the_imported_architecture(small, imported):
+    from lsp.run.build import run_training
+    from lsp.run.compose import load_train_config
+
+    # The default architecture has chunks of 64, the imported one of 16, and 64 positions.
+    config = load_train_config(
+        [
+            "run_name=back",
+            f"checkpoint.root={imported.parent}",
+            "sequence_length=96",
+            "tokens_per_step=96",
+        ]
+    )
+    with pytest.raises(UserError, match=r"sequence_length=(64|96)"):
+        run_training(config)
