@@ -32,7 +32,11 @@ IGNORED_KEYS = frozenset((
     "task_specific_params", "intermediate_size", "type_vocab_size", "output_past",
     "sinusoidal_pos_embds", "num_chunks_before", "num_chunks_after", "sep_token_id",
     "cls_token_id", "mask_token_id", "decoder_start_token_id", "attn_implementation",
-    "_attn_implementation_autoset",
+    "_attn_implementation_autoset", "attention_probs_dropout_prob", "attn_type", "torchscript",
+    "use_bfloat16", "pruned_heads", "finetuning_task", "add_cross_attention",
+    "tie_encoder_decoder", "max_length", "min_length", "do_sample", "early_stopping", "num_beams",
+    "temperature", "top_k", "top_p", "repetition_penalty", "length_penalty",
+    "num_return_sequences", "prefix",
 ))
 # fmt: on
 

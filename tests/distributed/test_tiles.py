@@ -35,7 +35,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     return root / "run"
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
 def test_pieces_under_sharding(tmp_path, corpus, alone, strategy):
     typed = words(tmp_path, corpus, *OPTIONS, f"parallelism={strategy}", SHARDED)
     sessions = launch(tmp_path, typed)
