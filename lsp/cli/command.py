@@ -13,7 +13,7 @@ from lsp.cli.sweep import sweep
 from lsp.cli.verb import Verb
 from lsp.core.errors import UserError
 from lsp.core.exit_codes import DONE, USER_ERROR
-from lsp.core.ranks import local_rank
+from lsp.core.ranks import leave_quietly, local_rank
 from lsp.run.compose import CONFIGS, compose, hydra_app, to_dataclass
 from lsp.run.compose_errors import Attempt, raise_readable
 
@@ -55,7 +55,7 @@ def execute(verb: Verb, words: Sequence[str]) -> int:
         config: Any = to_dataclass(compose(app, name, overrides), CONFIGS[verb.name])
     except ValueError:
         if local_rank() != 0:  # every rank composes the same, and one per machine tells
-            return USER_ERROR
+            leave_quietly(USER_ERROR)
         raise
     return verb.run(config)
 

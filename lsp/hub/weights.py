@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from lsp.checkpointing.files import save_tensors
 from lsp.core.errors import UserError, unknown_choice
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -72,7 +73,7 @@ def write_weights(weights: Mapping[str, torch.Tensor], folder: Path, max_shard_s
     split = split_torch_state_dict_into_shards(dict(weights), max_shard_size=max_shard_size)
     for file, names in split.filename_to_tensors.items():
         tensors = {name: weights[name] for name in names}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        save_tensors(tensors, folder / file, {"format": "pt"})
         # safetensors lets only the owner read what it writes.
         (folder / file).chmod(0o644)
     if split.is_sharded:
