@@ -1,4 +1,8 @@
-"""How a model trades memory for time. Nothing here changes what is computed."""
+"""How a model trades memory for time.
+
+Nothing here changes what is computed, but for which elements dropout happens to drop: a tile and a
+group of heads have masks of their own.
+"""
 
 from __future__ import annotations
 

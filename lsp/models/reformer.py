@@ -1,16 +1,12 @@
 """The Reformer (Kitaev et al., 2001.04451), causal or bidirectional.
 
 Reading order: `Reformer.forward` → `ReformerModel` (embeddings, stack) → `Attention` and
-`FeedForward`, the two branches of a layer. Module names are those of the published weights.
-Letters of shapes are in `lsp/core/batch.py`; E stands for the width of a group of heads.
+`FeedForward` in `reformer_layers.py`, the two branches of a layer → `layers/`. Module names are
+those of the published weights. Letters of shapes are in `lsp/core/batch.py`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
 from math import prod
 from typing import Any, NamedTuple, cast
 
@@ -21,22 +17,15 @@ from torch import nn
 from lsp.core.errors import require
 from lsp.models.interface import LanguageModel
 from lsp.models.layers.dropout import derive_seed, seeded_dropout
-from lsp.models.layers.linear import HeadLinear
-from lsp.models.layers.local import local_attention
 from lsp.models.layers.losses import LanguageModelHead, tiled_loss
-from lsp.models.layers.lsh import (
-    automatic_num_buckets,
-    bucket_dtype,
-    hash_buckets,
-    lsh_attention,
-)
+from lsp.models.layers.lsh import bucket_dtype
 from lsp.models.layers.positions import AxialPositions, AxialTables, LearnedPositions
 from lsp.models.layers.reversible import Branch, Drift, run_stack
-from lsp.models.layers.tiling import tile_spans
 from lsp.models.memory import MemoryConfig
 from lsp.models.reformer_config import ReformerConfig
 from lsp.models.reformer_generation import LayerCache, ReformerCache
 from lsp.models.reformer_generation import step as generation_step
+from lsp.models.reformer_layers import Memo, ReformerLayer
 
 
 class Seeds(NamedTuple):
@@ -53,243 +42,6 @@ class Seeds(NamedTuple):
 
 EVALUATION_SEEDS = Seeds(hashing=0, dropout=None)
 """In evaluation mode the same input always gives the same output."""
-
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_new": partial(F.gelu, approximate="tanh"),
-    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
-    "silu": F.silu,
-    "swish": F.silu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "mish": F.mish,
-    "relu6": F.relu6,
-    "leaky_relu": F.leaky_relu,
-    "hardswish": F.hardswish,
-    "relu2": lambda x: F.relu(x).square(),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "linear": lambda x: x,
-}
-
-
-@dataclass
-class Memo:
-    """What a branch is told for one forward pass, and what its backward must find unchanged.
-
-    Attributes:
-        segment_ids: (B, L) document numbers, 0 for padding; None for one document per row.
-        dropout_seed: Of every dropout mask in the branch; None drops nothing.
-        hash_seed: Of the rotations that hash queries into buckets.
-        num_hashes: Rounds of hashing.
-        buckets: (B, N, R, L) buckets of an LSH layer, kept by the forward pass: after rounding
-            errors a query could fall into another bucket. None where nothing is hashed.
-        hashed: First heads of the groups whose buckets are there.
-    """
-
-    segment_ids: torch.Tensor | None
-    dropout_seed: int | None
-    hash_seed: int
-    num_hashes: int
-    buckets: torch.Tensor | None = None
-    hashed: set[int] = field(default_factory=set)
-
-    def seed(self, *key: int) -> int | None:
-        return None if self.dropout_seed is None else derive_seed(self.dropout_seed, *key)
-
-
-class SelfAttention(nn.Module, ABC):
-    """Projections to queries, keys and values, and attention, for some heads at a time."""
-
-    def __init__(self, config: ReformerConfig) -> None:
-        super().__init__()
-        self.config = config
-
-    @abstractmethod
-    def projections(self, x_BLD: torch.Tensor, heads: slice) -> tuple[torch.Tensor, ...]:
-        """What attention works on, position by position: (B, L, E) each."""
-
-    @abstractmethod
-    def attend(self, qkv_BLE: Sequence[torch.Tensor], memo: Memo, heads: slice) -> torch.Tensor:
-        """Attention across the positions: (B, L, E)."""
-
-    def project(self, linear: HeadLinear, x_BLD: torch.Tensor, heads: slice) -> torch.Tensor:
-        """Projects onto some heads: (B, L, D) to (B, L, E)."""
-        size = self.config.attention_head_size
-        return linear(x_BLD, rows=slice(heads.start * size, heads.stop * size))
-
-    def split(self, x_BLE: torch.Tensor) -> torch.Tensor:
-        """Separates the heads: (B, L, E) to (B, N, L, H)."""
-        return x_BLE.unflatten(-1, (-1, self.config.attention_head_size)).transpose(1, 2)
-
-
-class LocalSelfAttention(SelfAttention):
-    """Attention inside chunks of neighbouring positions."""
-
-    def __init__(self, config: ReformerConfig) -> None:
-        super().__init__(config)
-        width = config.num_attention_heads * config.attention_head_size
-        self.query = HeadLinear(config.hidden_size, width)
-        self.key = HeadLinear(config.hidden_size, width)
-        self.value = HeadLinear(config.hidden_size, width)
-
-    def projections(self, x_BLD: torch.Tensor, heads: slice) -> tuple[torch.Tensor, ...]:
-        """Queries, keys and values of some heads: (B, L, E) each."""
-        return tuple(self.project(p, x_BLD, heads) for p in (self.query, self.key, self.value))
-
-    def attend(self, qkv_BLE: Sequence[torch.Tensor], memo: Memo, heads: slice) -> torch.Tensor:
-        """Attention over all positions: (B, L, E)."""
-        config = self.config
-        q_BNLH, k_BNLH, v_BNLH = (self.split(x_BLE) for x_BLE in qkv_BLE)
-        out_BNLH = local_attention(
-            q_BNLH,
-            k_BNLH,
-            v_BNLH,
-            chunk_length=config.local_attn_chunk_length,
-            chunks_before=config.local_num_chunks_before,
-            chunks_after=config.local_num_chunks_after,
-            causal=config.is_decoder,
-            segment_ids_BL=memo.segment_ids,
-            dropout=0.0 if memo.dropout_seed is None else config.local_attention_probs_dropout_prob,
-            dropout_seed=memo.seed(heads.start),
-        )
-        return out_BNLH.transpose(1, 2).flatten(2)
-
-
-class LSHSelfAttention(SelfAttention):
-    """Attention inside chunks of positions that hash alike; queries and keys are one."""
-
-    def __init__(self, config: ReformerConfig) -> None:
-        super().__init__(config)
-        width = config.num_attention_heads * config.attention_head_size
-        self.query_key = HeadLinear(config.hidden_size, width)
-        self.value = HeadLinear(config.hidden_size, width)
-
-    def projections(self, x_BLD: torch.Tensor, heads: slice) -> tuple[torch.Tensor, ...]:
-        """Shared queries and keys, and values, of some heads: (B, L, E) each."""
-        return tuple(self.project(p, x_BLD, heads) for p in (self.query_key, self.value))
-
-    def attend(self, qkv_BLE: Sequence[torch.Tensor], memo: Memo, heads: slice) -> torch.Tensor:
-        """Attention over all positions: (B, L, E)."""
-        config = self.config
-        qk_BNLH, v_BNLH = (self.split(x_BLE) for x_BLE in qkv_BLE)
-        if memo.buckets is not None and heads.start not in memo.hashed:
-            memo.buckets[:, heads] = self.hash(qk_BNLH, memo, heads)
-            memo.hashed.add(heads.start)
-        out_BNLH = lsh_attention(
-            qk_BNLH,
-            v_BNLH,
-            None if memo.buckets is None else memo.buckets[:, heads],
-            chunk_length=config.lsh_attn_chunk_length,
-            chunks_before=config.lsh_num_chunks_before,
-            chunks_after=config.lsh_num_chunks_after,
-            causal=config.is_decoder,
-            segment_ids_BL=memo.segment_ids,
-            dropout=0.0 if memo.dropout_seed is None else config.lsh_attention_probs_dropout_prob,
-            dropout_seed=memo.seed(heads.start),
-        )
-        return out_BNLH.transpose(1, 2).flatten(2)
-
-    def hash(self, qk_BNLH: torch.Tensor, memo: Memo, heads: slice) -> torch.Tensor:
-        """Buckets of some heads: (B, N, R, L)."""
-        return hash_buckets(
-            qk_BNLH.detach(),
-            self.config.num_buckets,
-            memo.num_hashes,
-            seed=memo.hash_seed,
-            segment_ids_BL=memo.segment_ids,
-            first_head=heads.start,
-            of_heads=self.config.num_attention_heads,
-        )
-
-
-class Projection(nn.Module):
-    """Holds one linear layer, under the name that the published weights give it."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.dense = linear
-
-    def forward(self, x: torch.Tensor, **arguments: Any) -> torch.Tensor:
-        return self.dense(x, **arguments)
-
-
-class Attention(Branch):
-    """Layer norm and projections, attention for some heads at a time, and their projection."""
-
-    def __init__(self, config: ReformerConfig, kind: str, memory: MemoryConfig) -> None:
-        super().__init__()
-        self.config, self.memory = config, memory
-        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.self_attention: SelfAttention = {"local": LocalSelfAttention, "lsh": LSHSelfAttention}[
-            kind
-        ](config)
-        width = config.num_attention_heads * config.attention_head_size
-        self.output = Projection(HeadLinear(width, config.hidden_size))
-
-    def groups(self, x_BLD: torch.Tensor) -> list[slice]:
-        """Groups of heads: a tensor of one group is within budget, or a quarter of a stream."""
-        heads, groups = self.config.num_attention_heads, self.memory.attention_groups
-        if groups == 0:
-            stream = x_BLD.numel() * x_BLD.element_size()
-            one_head = stream * self.config.attention_head_size / x_BLD.shape[2]
-            allowed = max(self.memory.tile_bytes(x_BLD.device.type), stream / 4)
-            groups = -(-heads // max(1, int(allowed / one_head)))
-        return tile_spans(heads, groups)
-
-    def tiles(self, x_BLD: torch.Tensor) -> list[slice]:
-        stream = x_BLD.numel() * x_BLD.element_size()
-        return tile_spans(x_BLD.shape[1], self.memory.tiles_for(stream, x_BLD.device.type))
-
-    def before(self, x_BKD: torch.Tensor, memo: Memo, heads: slice) -> tuple[torch.Tensor, ...]:
-        return self.self_attention.projections(self.layer_norm(x_BKD), heads)
-
-    def across(self, qkv: Sequence[torch.Tensor], memo: Memo, heads: slice) -> torch.Tensor:
-        return self.self_attention.attend(qkv, memo, heads)
-
-    def after(self, x_BKE: torch.Tensor, memo: Memo, heads: slice, tile: slice) -> torch.Tensor:
-        size = self.config.attention_head_size
-        out_BKD = self.output(x_BKE, columns=slice(heads.start * size, heads.stop * size))
-        # The mask is that of the sum over all heads: the same for every group.
-        return seeded_dropout(out_BKD, self.config.hidden_dropout_prob, memo.seed(-1, tile.start))
-
-
-class FeedForward(Branch):
-    """Layer norm and two linear layers, each position by itself."""
-
-    mixes = False
-
-    def __init__(self, config: ReformerConfig, memory: MemoryConfig) -> None:
-        super().__init__()
-        self.config, self.memory = config, memory
-        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dense = Projection(nn.Linear(config.hidden_size, config.feed_forward_size))
-        self.output = Projection(nn.Linear(config.feed_forward_size, config.hidden_size))
-        self.activation = ACTIVATIONS[config.hidden_act]
-
-    def tiles(self, x_BLD: torch.Tensor) -> list[slice]:
-        length, chunk = x_BLD.shape[1], self.config.chunk_size_feed_forward
-        tiles = self.memory.feed_forward_tiles or (-(-length // chunk) if chunk else 0)
-        if tiles == 0:
-            width = max(self.config.feed_forward_size, self.config.hidden_size)
-            wide = x_BLD.shape[0] * length * width * x_BLD.element_size()
-            tiles = self.memory.tiles_for(wide, x_BLD.device.type)
-        return tile_spans(length, tiles)
-
-    def after(self, x_BKD: torch.Tensor, memo: Memo, group: None, tile: slice) -> torch.Tensor:
-        dropout = self.config.hidden_dropout_prob
-        x_BKF = self.dense(self.layer_norm(x_BKD))
-        x_BKF = self.activation(seeded_dropout(x_BKF, dropout, memo.seed(tile.start, 0)))
-        return seeded_dropout(self.output(x_BKF), dropout, memo.seed(tile.start, 1))
-
-
-class ReformerLayer(nn.Module):
-    """The two branches of a layer; the stack calls them, never the layer."""
-
-    def __init__(self, config: ReformerConfig, kind: str, memory: MemoryConfig) -> None:
-        super().__init__()
-        self.attention = Attention(config, kind, memory)
-        self.feed_forward = FeedForward(config, memory)
 
 
 class ReformerEmbeddings(nn.Module):
@@ -388,7 +140,7 @@ class ReformerModel(nn.Module):
     ) -> list[Memo]:
         """One memo per branch, for a forward pass over these tokens."""
         config = self.config
-        settle_num_buckets(config, input_ids_BL.shape[1])
+        config.settle_num_buckets(input_ids_BL.shape[1])
         rounds = config.num_hashes if num_hashes is None else num_hashes
         require(rounds >= 1, f"num_hashes={rounds} has to be 1 or more")
         memos = [
@@ -426,13 +178,6 @@ def hash_seed(config: ReformerConfig, seeds: Seeds, branch: int) -> int:
     if config.hash_seed is not None:
         return config.hash_seed
     return derive_seed(seeds.hashing, branch, 0)
-
-
-def settle_num_buckets(config: ReformerConfig, length: int) -> None:
-    """Chooses `num_buckets` from the first long sequence seen, and saves it in the config."""
-    chunk = config.lsh_attn_chunk_length
-    if "lsh" in config.attn_layers and config.num_buckets is None and length > chunk:
-        config.num_buckets = automatic_num_buckets(length, chunk, config.max_position_embeddings)
 
 
 class ReformerHead(nn.Module):

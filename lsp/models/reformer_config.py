@@ -32,11 +32,7 @@ IGNORED_KEYS = frozenset((
     "task_specific_params", "intermediate_size", "type_vocab_size", "output_past",
     "sinusoidal_pos_embds", "num_chunks_before", "num_chunks_after", "sep_token_id",
     "cls_token_id", "mask_token_id", "decoder_start_token_id", "attn_implementation",
-    "_attn_implementation_autoset", "attention_probs_dropout_prob", "attn_type", "torchscript",
-    "use_bfloat16", "pruned_heads", "finetuning_task", "add_cross_attention",
-    "tie_encoder_decoder", "max_length", "min_length", "do_sample", "early_stopping", "num_beams",
-    "temperature", "top_k", "top_p", "repetition_penalty", "length_penalty",
-    "num_return_sequences", "prefix",
+    "_attn_implementation_autoset",
 ))
 # fmt: on
 
@@ -193,6 +189,17 @@ class ReformerConfig:
             f"{'axial_pos_shape' if self.axial_pos_embds else 'max_position_embeddings'}",
         )
 
+    def settle_num_buckets(self, sequence_length: int) -> None:
+        """Chooses `num_buckets` where it is unset and needed, and keeps it, as published."""
+        # Imported here: the layer needs torch.
+        from lsp.models.layers.lsh import automatic_num_buckets
+
+        chunk = self.lsh_attn_chunk_length
+        if "lsh" in self.attn_layers and self.num_buckets is None and sequence_length > chunk:
+            self.num_buckets = automatic_num_buckets(
+                sequence_length, chunk, self.max_position_embeddings
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as the published `config.json` has them."""
         return {
@@ -258,8 +265,6 @@ def resolve(
     Raises:
         UserError: A value cannot work; the message names values that would.
     """
-    from lsp.models.layers.lsh import automatic_num_buckets
-
     config, default = copy.deepcopy(config), ReformerConfig()
     if config.vocab_size == default.vocab_size:
         config.vocab_size = vocab_size
@@ -287,14 +292,7 @@ def resolve(
         _resolve_axial(config, default, sequence_length)
     config.validate()
     config.check_length(sequence_length)
-    if "lsh" in config.attn_layers and config.num_buckets is None:
-        config.num_buckets = _checked_buckets(
-            automatic_num_buckets(
-                max(sequence_length, config.lsh_attn_chunk_length),
-                config.lsh_attn_chunk_length,
-                config.max_position_embeddings,
-            )
-        )
+    config.settle_num_buckets(sequence_length)
     return config
 
 

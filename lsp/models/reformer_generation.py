@@ -14,18 +14,18 @@ import torch
 
 from lsp.core.errors import require
 from lsp.models.layers.chunked_attention import SELF_SCORE
+from lsp.models.layers.linear import HeadLinear
 from lsp.models.layers.reversible import add_branch
+from lsp.models.reformer_layers import (
+    Attention,
+    LocalSelfAttention,
+    LSHSelfAttention,
+    Memo,
+    SelfAttention,
+)
 
 if TYPE_CHECKING:
-    from lsp.models.layers.linear import HeadLinear
-    from lsp.models.reformer import (
-        Attention,
-        LocalSelfAttention,
-        LSHSelfAttention,
-        Memo,
-        Reformer,
-        SelfAttention,
-    )
+    from lsp.models.reformer import Reformer
 
 
 class Growing:
@@ -105,6 +105,8 @@ def step(model: Reformer, input_ids_BT: torch.Tensor, cache: ReformerCache) -> t
         f"{cache.length + new} tokens are more than the {config.max_positions} positions that "
         f"have an embedding: generate fewer tokens, or shorten the prompt",
     )
+    # A prompt of one chunk needs no buckets, but the text that follows it does.
+    config.settle_num_buckets(config.max_positions)
     if cache.length == 0:
         return _read_prompt(model, input_ids_BT, cache)
     for t in range(new):

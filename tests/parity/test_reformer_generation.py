@@ -143,6 +143,15 @@ def test_without_a_hash_seed_generation_is_deterministic():
     assert torch.equal(last(), last())
 
 
+def test_buckets_are_chosen_for_a_text_that_outgrows_its_first_chunk():
+    model, text = _model(num_buckets=None), _text(40)
+    cache = model.new_cache()
+    for t in range(40):
+        scores = model.step(text[:, t : t + 1], cache)
+    assert scores.isfinite().all()
+    assert model.config.num_buckets == 16
+
+
 def test_what_cannot_generate_is_refused():
     model = _model(is_decoder=False)
     with pytest.raises(UserError, match="is_decoder=false"):
