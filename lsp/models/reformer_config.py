@@ -292,7 +292,8 @@ def resolve(
         _resolve_axial(config, default, sequence_length)
     config.validate()
     config.check_length(sequence_length)
-    config.settle_num_buckets(sequence_length)
+    # Also where one chunk holds a row and nothing is hashed yet: a reader may go on further.
+    config.settle_num_buckets(max(sequence_length, config.lsh_attn_chunk_length + 1))
     return config
 
 

@@ -94,6 +94,10 @@ def test_resolve_keeps_what_was_chosen():
     assert done == dataclasses.replace(chosen, is_decoder=False)
 
 
+def test_buckets_are_settled_even_where_a_row_is_one_chunk():
+    assert _resolve(ReformerConfig(), sequence_length=64).num_buckets == 2
+
+
 def test_resolve_is_idempotent():
     done = _resolve(ReformerConfig(), sequence_length=2048)
     assert _resolve(done, sequence_length=2048) == done
