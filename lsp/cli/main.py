@@ -68,9 +68,11 @@ def _dispatch(words: list[str]) -> int:
         raise _unknown_verb(name)
     # Environments that share torch's default folder rebuild each other's extensions.
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-    # OpenMP's threads spin while they wait, which on a core that others use too can cost nearly all
-    # of it: 190 tokens a second became 7,000 beside two busy processes. Read when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP's threads spin while they wait. On cores that others use too its default costs nearly
+    # everything (first_run on two cores beside two busy processes: 190 tokens a second), never
+    # spinning a third where they are idle; this costs little in either. Read as torch is loaded.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     from lsp.cli.command import execute
 
     return execute(VERBS[name], rest)
