@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -319,12 +319,3 @@ _BUILDERS: dict[str, Callable[[TokenizerConfig, Callable[[], Iterable[str]]], To
     "unigram": _build_unigram,
     "word": _build_word,
 }
-
-
-def training_sample(texts: Iterable[str], limit: int) -> Iterator[str]:
-    """The first `limit` characters of `texts`."""
-    for text in texts:
-        if limit <= 0:
-            return
-        yield text[:limit]
-        limit -= len(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,6 +12,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from data_pipelines.files import checksum
 
 MANIFEST = "manifest.json"
 SHARD_BYTES = 4 * 2**30
@@ -101,7 +102,7 @@ def seal(folder: Path) -> None:
     for path in _content(folder):
         entries[path.relative_to(folder).as_posix()] = {
             "bytes": path.stat().st_size,
-            "blake2b": _checksum(path),
+            "blake2b": checksum(path),
         }
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -126,7 +127,7 @@ def verify(folder: Path) -> None:
             raise IncompleteError(
                 f"{name} has {path.stat().st_size} bytes, not the {entry['bytes']} written"
             )
-        if _checksum(path) != entry["blake2b"]:
+        if checksum(path) != entry["blake2b"]:
             raise IncompleteError(f"{name} does not match its checksum")
 
 
@@ -151,11 +152,6 @@ def _content(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != MANIFEST:
             yield path
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _sync_directory(folder: Path) -> None:
