@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lsp.cli.verb import Verb
-from lsp.core.exit_codes import DIVERGED, INTERRUPTED
+from lsp.core.exit_codes import DIVERGED, INTERRUPTED, STALLED
 
 if TYPE_CHECKING:
     from lsp.run.config import RunConfig
@@ -67,5 +67,6 @@ VERB = Verb(
     exit_codes={
         DIVERGED: "the loss stayed non-finite; starting again would only repeat it",
         INTERRUPTED: "interrupted and saved; the same command goes on",
+        STALLED: "a process hung or was lost; the same command goes on from the last checkpoint",
     },
 )
