@@ -15,8 +15,9 @@ from pathlib import Path
 
 from lsp import __version__
 from lsp.cli import evaluate, export, generate, importing, prepare, train
+from lsp.core import exit_file
 from lsp.core.errors import UserError
-from lsp.core.exit_codes import USER_ERROR
+from lsp.core.exit_codes import BUG, USER_ERROR
 from lsp.core.ranks import rank
 
 VERBS = {
@@ -38,6 +39,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code (`lsp.core.exit_codes`). What is a bug of ours is raised.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    settled = exit_file.settled()
+    if settled is not None:
+        return settled
+    code = BUG  # which is what every other exception means
+    try:
+        code = _answer(words)
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else BUG
+        raise
+    finally:
+        exit_file.record(code)
+    return code
+
+
+def _answer(words: list[str]) -> int:
+    """Runs a verb; tells the user what went wrong, unless it is a bug of ours."""
     try:
         return _dispatch(words)
     except KeyboardInterrupt:
