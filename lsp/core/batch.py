@@ -50,6 +50,10 @@ class Batch:
         """Rows `start:stop` of the batch, without a copy."""
         return Batch(**{k: v[start:stop] for k, v in self.tensors().items()})
 
+    def positions(self, start: int, stop: int) -> Batch:
+        """Positions `start:stop` of every row, each tensor contiguous."""
+        return Batch(**{k: v[:, start:stop].contiguous() for k, v in self.tensors().items()})
+
     @property
     def num_predicted(self) -> torch.Tensor:
         """How many positions are predicted (int64 scalar)."""

@@ -36,16 +36,21 @@ class Share:
     """Which part of every global batch belongs to this process.
 
     Attributes:
-        rank: Number of this process among those that share the data.
-        degree: How many share it.
+        rank: Number, among those that share the rows, of this process or of the group that it
+            forms with those who have other positions of the same rows.
+        degree: How many share the rows.
         rows_per_step: Rows of the whole global batch.
         micro_batch: Rows of one forward pass.
+        sequence_rank: Number of this process among those that share the positions of a row.
+        sequence_degree: How many share them.
     """
 
     rank: int
     degree: int
     rows_per_step: int
     micro_batch: int
+    sequence_rank: int = 0
+    sequence_degree: int = 1
 
     @property
     def rows_per_rank(self) -> int:
@@ -54,6 +59,13 @@ class Share:
     @property
     def accumulation(self) -> int:
         return self.rows_per_rank // self.micro_batch
+
+    def positions(self, batch: Batch) -> Batch:
+        """The positions of whole rows that belong to this process."""
+        if self.sequence_degree == 1:
+            return batch
+        length = batch.input_ids.shape[1] // self.sequence_degree
+        return batch.positions(self.sequence_rank * length, (self.sequence_rank + 1) * length)
 
 
 class BatchMaker:
@@ -121,7 +133,7 @@ class TrainingBatches:
             samples = range(start, start + share.micro_batch)
             rows = [self.order.row(sample) for sample in samples]
             keys = [(OBJECTIVE_STREAM, sample) for sample in samples]
-            batches.append(self.maker.make(rows, keys))
+            batches.append(share.positions(self.maker.make(rows, keys)))
         return batches
 
     def close(self) -> None:
@@ -154,4 +166,4 @@ class EvaluationBatches:
         batch = self.maker.make(rows, [(EVALUATION_STREAM, row) for row in rows])
         filler = torch.tensor([row >= self.num_rows for row in wanted])
         batch.labels[filler] = IGNORE_INDEX
-        return batch
+        return share.positions(batch)

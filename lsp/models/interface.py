@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from lsp.core.errors import require
+from lsp.models.layers.exchange import Exchange
+
 
 class LanguageModel(nn.Module, ABC):
     """A model that answers with the *sum* of its loss and the *count* of predicted positions.
@@ -77,6 +80,21 @@ class LanguageModel(nn.Module, ABC):
         is that of PaLM (2204.02311, appendix B), so that model FLOPs utilisation is comparable.
         """
 
+    def share_rows(self, exchange: Exchange) -> None:
+        """From now on `forward` is given a share of every row, and asks `exchange` for the rest.
+
+        The shares of a row are equal runs of positions; labels, `segment_ids` and `position_ids`
+        come as the share's too. The loss sum and the count are those of the share.
+
+        Raises:
+            UserError: The model can only see whole rows.
+        """
+        require(
+            exchange.degree == 1,
+            f"parallelism.sequence={exchange.degree}: {type(self).__name__} cannot share the "
+            "positions of a row; use parallelism.sequence=1",
+        )
+
     @abstractmethod
     def begin_micro_batch(self, seed: int, first_row: int = 0) -> None:
         """Sets the seed of everything random in the next training forward pass.
@@ -108,6 +126,9 @@ class Architecture:
         build: `build(config, memory=None)` makes the model, with fresh weights, from its config
             and a `MemoryConfig`.
         objectives: Names of the objectives it can be trained with.
+        check_shares: `check_shares(config, sequence_length, degree)` refuses a
+            `parallelism.sequence` that the heads or the length cannot be shared by, naming those
+            that can.
         length_multiple: Given a config, the number every sequence length must be a multiple of.
         resolve: Completes a config from what the run knows (vocabulary, special ids, sequence
             length, objective) and refuses what cannot work, naming the lengths that would.
@@ -120,4 +141,5 @@ class Architecture:
     objectives: tuple[str, ...]
     length_multiple: Callable[[Any], int]
     resolve: Callable[..., Any]
+    check_shares: Callable[[Any, int, int], None]
     segments: bool = True

@@ -17,6 +17,7 @@ from torch import nn
 from lsp.core.errors import require
 from lsp.models.interface import LanguageModel
 from lsp.models.layers.dropout import derive_seed, seeded_dropout
+from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
 from lsp.models.layers.losses import LanguageModelHead, tiled_loss
 from lsp.models.layers.lsh import bucket_dtype
 from lsp.models.layers.positions import AxialPositions, AxialTables, LearnedPositions
@@ -58,10 +59,15 @@ class ReformerEmbeddings(nn.Module):
         )
 
     def forward(
-        self, input_ids_BL: torch.Tensor, position_ids_BL: torch.Tensor, seed: int | None
+        self,
+        input_ids_BL: torch.Tensor,
+        position_ids_BL: torch.Tensor,
+        seed: int | None,
+        first: int = 0,
     ) -> torch.Tensor:
+        """Embeds what is at positions `first`.. of the rows: (B, L, D)."""
         word_seed, position_seed = (
-            (None, None) if seed is None else (derive_seed(seed, 0), derive_seed(seed, 1))
+            (None, None) if seed is None else (derive_seed(seed, 0, first), derive_seed(seed, 1))
         )
         words_BLD = seeded_dropout(self.word_embeddings(input_ids_BL), self.dropout, word_seed)
         return words_BLD + self.position_embeddings(position_ids_BL, position_seed)
@@ -105,6 +111,7 @@ class ReformerModel(nn.Module):
     def __init__(self, config: ReformerConfig, memory: MemoryConfig) -> None:
         super().__init__()
         self.config = config
+        self.exchange: Exchange = WHOLE_ROWS
         self.embeddings = ReformerEmbeddings(config)
         self.encoder = ReformerEncoder(config, memory)
 
@@ -128,7 +135,7 @@ class ReformerModel(nn.Module):
         """
         memos = self.memos(input_ids_BL, segment_ids_BL, seeds, num_hashes)
         dropout_seed = None if seeds.dropout is None else derive_seed(seeds.dropout, -1)
-        x_BLD = self.embeddings(input_ids_BL, position_ids_BL, dropout_seed)
+        x_BLD = self.embeddings(input_ids_BL, position_ids_BL, dropout_seed, memos[0].first)
         return self.encoder(x_BLD, memos)
 
     def memos(
@@ -139,38 +146,45 @@ class ReformerModel(nn.Module):
         num_hashes: int | None = None,
     ) -> list[Memo]:
         """One memo per branch, for a forward pass over these tokens."""
-        config = self.config
-        config.settle_num_buckets(input_ids_BL.shape[1])
+        config, here = self.config, input_ids_BL.shape[1]
+        length = here * self.exchange.degree
+        config.settle_num_buckets(length)
         rounds = config.num_hashes if num_hashes is None else num_hashes
         require(rounds >= 1, f"num_hashes={rounds} has to be 1 or more")
+        if segment_ids_BL is not None:
+            segment_ids_BL = self.exchange.whole(segment_ids_BL)
         memos = [
             Memo(
                 segment_ids_BL,
                 None if seeds.dropout is None else derive_seed(seeds.dropout, branch),
                 hash_seed(config, seeds, branch),
                 rounds,
+                self.exchange.first(here),
             )
             for branch in range(2 * config.num_hidden_layers)
         ]
         hashing = [m for m, k in zip(memos[::2], config.attn_layers, strict=True) if k == "lsh"]
         # A sequence of one chunk is attended whole.
-        if hashing and input_ids_BL.shape[1] > config.lsh_attn_chunk_length:
-            storage = self._bucket_storage(input_ids_BL, rounds, len(hashing))
+        if hashing and length > config.lsh_attn_chunk_length:
+            shape = (len(hashing), input_ids_BL.shape[0], rounds, length)
+            storage = self._bucket_storage(*shape, input_ids_BL.device)
             for memo, buckets_BNRL in zip(hashing, storage, strict=True):
                 memo.buckets = buckets_BNRL
         return memos
 
-    def _bucket_storage(self, input_ids_BL: torch.Tensor, rounds: int, layers: int) -> torch.Tensor:
-        """Room for the buckets of all layers: (layers, B, N, R, L).
+    def _bucket_storage(
+        self, layers: int, batch: int, rounds: int, length: int, device: torch.device
+    ) -> torch.Tensor:
+        """Room for the buckets of all layers, of the heads that attend here: (layers, B, N, R, L).
 
         One tensor, made first: many small ones that outlive the large ones between them would
         leave holes in the process's heap.
         """
-        config, (batch, length) = self.config, input_ids_BL.shape
-        factors = config.num_buckets
+        factors = self.config.num_buckets
         total = factors if isinstance(factors, int) else prod(factors)
-        shape = (layers, batch, config.num_attention_heads, rounds, length)
-        return torch.empty(shape, dtype=bucket_dtype(total), device=input_ids_BL.device)
+        heads = self.config.num_attention_heads // self.exchange.degree
+        shape = (layers, batch, heads, rounds, length)
+        return torch.empty(shape, dtype=bucket_dtype(total), device=device)
 
 
 def hash_seed(config: ReformerConfig, seeds: Seeds, branch: int) -> int:
@@ -228,6 +242,11 @@ class Reformer(LanguageModel):
         """
         self._seeds = Seeds(seed, derive_seed(seed, -3, first_row))
 
+    def share_rows(self, exchange: Exchange) -> None:
+        self.reformer.exchange = exchange
+        for layer in self.reformer.encoder.stack():
+            layer.attention.self_attention.exchange = exchange
+
     def measure_drift(self, enabled: bool) -> None:
         self.memory.measure_drift = enabled
 
@@ -274,7 +293,11 @@ class Reformer(LanguageModel):
         def loss_of_tile(
             first_BKD: torch.Tensor, second_BKD: torch.Tensor, labels_BK: torch.Tensor, tile: int
         ) -> torch.Tensor:
-            tile_seed = None if seeds.dropout is None else derive_seed(seeds.dropout, -2, tile)
+            tile_seed = (
+                None
+                if seeds.dropout is None
+                else derive_seed(seeds.dropout, -2, tile, self.reformer.exchange.index)
+            )
             return head(encoder.join(first_BKD, second_BKD, tile_seed), labels_BK)[0]
 
         learned = [*encoder.layer_norm.parameters(), *head.parameters()]
@@ -297,7 +320,7 @@ class Reformer(LanguageModel):
         """Final hidden states, after the layer norm over both streams: (B, L, 2 D)."""
         seeds = self._take_seeds()
         first, second = self._streams(input_ids, segment_ids, position_ids, num_hashes, seeds)
-        last_seed = None if seeds.dropout is None else derive_seed(seeds.dropout, -2, 0)
+        last_seed = None if seeds.dropout is None else derive_seed(seeds.dropout, -2, 0, 0)
         hidden = self.reformer.encoder.join(first, second, last_seed)
         return hidden[:, : input_ids.shape[1]]
 
@@ -321,7 +344,7 @@ class Reformer(LanguageModel):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both streams; in evaluation they are longer where the chunks ask for padding."""
         if self.training:
-            self.config.check_length(input_ids.shape[1])
+            self.config.check_length(input_ids.shape[1] * self.reformer.exchange.degree)
         padded = self.padded(input_ids, segment_ids, position_ids)
         return self.reformer(*padded, seeds=seeds, num_hashes=num_hashes)
 
@@ -332,17 +355,21 @@ class Reformer(LanguageModel):
         position_ids: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """Ids, segments and positions of a length that fits the chunks, as published."""
-        config, length = self.config, input_ids.shape[1]
+        config, exchange, here = self.config, self.reformer.exchange, input_ids.shape[1]
+        length = here * exchange.degree
         require(
             length <= config.max_positions,
             f"{length} tokens are more than the {config.max_positions} positions that have an "
             f"embedding",
         )
         if position_ids is None:
-            position_ids = torch.arange(length, device=input_ids.device).expand_as(input_ids)
+            first = exchange.first(here)
+            position_ids = torch.arange(first, first + here, device=input_ids.device)
+            position_ids = position_ids.expand_as(input_ids)
         padding = -length % config.length_multiple
         if padding == 0 or length <= min(config.chunk_lengths.values()):
             return input_ids, segment_ids, position_ids
+        assert exchange.degree == 1, "shares of a row are not padded: its length fits the chunks"
         if segment_ids is None:
             segment_ids = torch.ones_like(input_ids)
         input_ids = F.pad(input_ids, (0, padding), value=config.pad_token_id or 0)

@@ -189,6 +189,37 @@ class ReformerConfig:
             f"{'axial_pos_shape' if self.axial_pos_embds else 'max_position_embeddings'}",
         )
 
+    def check_shares(self, sequence_length: int, degree: int) -> None:
+        """Refuses a `parallelism.sequence` that the length or the heads cannot be shared by."""
+        possible = [n for n in range(2, 65) if self._shares_problem(sequence_length, n) is None]
+        problem = self._shares_problem(sequence_length, degree)
+        nearest = sorted(sorted(possible, key=lambda n: abs(n - degree))[:4])
+        require(
+            problem is None,
+            f"parallelism.sequence={degree}: {problem}; use "
+            f"{' or '.join(map(str, [1, *nearest]))} with this model and length",
+        )
+
+    def _shares_problem(self, sequence_length: int, degree: int) -> str | None:
+        """Why rows cannot be shared by so many processes."""
+        if sequence_length % degree:
+            return f"sequence_length={sequence_length} is not a multiple of it"
+        near = self.local_attention_is_near(sequence_length // degree)
+        by_heads = [kind for kind in self.attn_layers if kind == "lsh" or not near]
+        heads = self.num_attention_heads
+        if degree > 1 and by_heads and heads % degree:
+            return (
+                f"num_attention_heads={heads}, which {by_heads[0]} attention deals out, "
+                "is not a multiple of it"
+            )
+        return None
+
+    def local_attention_is_near(self, length: int) -> bool:
+        """Whether local attention of `length` positions reaches no further than as many around."""
+        chunk = self.local_attn_chunk_length
+        around = max(self.local_num_chunks_before, self.local_num_chunks_after)
+        return length % chunk == 0 and length >= chunk * around
+
     def settle_num_buckets(self, sequence_length: int) -> None:
         """Chooses `num_buckets` where it is unset and needed, and keeps it, as published."""
         # Imported here: the layer needs torch.

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lsp.models.layers.dropout import derive_seed, seeded_dropout
+from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
 from lsp.models.layers.linear import HeadLinear
 from lsp.models.layers.local import local_attention
 from lsp.models.layers.lsh import hash_buckets, lsh_attention
@@ -49,12 +50,15 @@ class Memo:
     """What a branch is told for one forward pass, and what its backward must find unchanged.
 
     Attributes:
-        segment_ids: (B, L) document numbers, 0 for padding; None for one document per row.
+        segment_ids: (B, L) document numbers of whole rows, 0 for padding; None for one document
+            per row.
         dropout_seed: Of every dropout mask in the branch; None drops nothing.
         hash_seed: Of the rotations that hash queries into buckets.
         num_hashes: Rounds of hashing.
-        buckets: (B, N, R, L) buckets of an LSH layer, kept by the forward pass: after rounding
-            errors a query could fall into another bucket. None where nothing is hashed.
+        first: Position in its row of the first that is here.
+        buckets: (B, N, R, L) buckets of an LSH layer, of the heads that attend here, kept by the
+            forward pass: after rounding errors a query could fall into another bucket. None where
+            nothing is hashed.
         hashed: First heads of the groups whose buckets are there.
     """
 
@@ -62,6 +66,7 @@ class Memo:
     dropout_seed: int | None
     hash_seed: int
     num_hashes: int
+    first: int = 0
     buckets: torch.Tensor | None = None
     hashed: set[int] = field(default_factory=set)
 
@@ -70,19 +75,34 @@ class Memo:
 
 
 class SelfAttention(nn.Module, ABC):
-    """Projections to queries, keys and values, and attention, for some heads at a time."""
+    """Projections to queries, keys and values, and attention, for some heads at a time.
+
+    Attributes:
+        exchange: Brings what other processes hold of a row.
+    """
 
     def __init__(self, config: ReformerConfig) -> None:
         super().__init__()
         self.config = config
+        self.exchange: Exchange = WHOLE_ROWS
 
     @abstractmethod
     def projections(self, x_BLD: torch.Tensor, heads: slice) -> tuple[torch.Tensor, ...]:
         """What attention works on, position by position: (B, L, E) each."""
 
+    def across(self, qkv_BLE: Sequence[torch.Tensor], memo: Memo, heads: slice) -> torch.Tensor:
+        """Attention across the positions of whole rows, of which a share is here: (B, L, E)."""
+        exchange = self.exchange
+        out_BLE = self.attend(exchange.to_heads(qkv_BLE), memo, exchange.heads(heads))
+        return exchange.to_positions(out_BLE)
+
     @abstractmethod
     def attend(self, qkv_BLE: Sequence[torch.Tensor], memo: Memo, heads: slice) -> torch.Tensor:
-        """Attention across the positions: (B, L, E)."""
+        """Attention of some heads over whole rows: (B, L, E)."""
+
+    def heads_at_once(self, length: int) -> int:
+        """What a group of heads has to be a multiple of, where `length` positions are here."""
+        return self.exchange.degree
 
     def project(self, linear: HeadLinear, x_BLD: torch.Tensor, heads: slice) -> torch.Tensor:
         """Projects onto some heads: (B, L, D) to (B, L, E)."""
@@ -108,10 +128,30 @@ class LocalSelfAttention(SelfAttention):
         """Queries, keys and values of some heads: (B, L, E) each."""
         return tuple(self.project(p, x_BLD, heads) for p in (self.query, self.key, self.value))
 
-    def attend(self, qkv_BLE: Sequence[torch.Tensor], memo: Memo, heads: slice) -> torch.Tensor:
-        """Attention over all positions: (B, L, E)."""
+    def heads_at_once(self, length: int) -> int:
+        return 1 if self.config.local_attention_is_near(length) else super().heads_at_once(length)
+
+    def across(self, qkv_BLE: Sequence[torch.Tensor], memo: Memo, heads: slice) -> torch.Tensor:
+        """As in `SelfAttention`, but brings only the neighbouring chunks where they suffice."""
+        config, length = self.config, qkv_BLE[0].shape[1]
+        if self.exchange.degree == 1 or not config.local_attention_is_near(length):
+            return super().across(qkv_BLE, memo, heads)
+        before = config.local_attn_chunk_length * config.local_num_chunks_before
+        after = config.local_attn_chunk_length * config.local_num_chunks_after
+        return self.attend(qkv_BLE, memo, heads, self.exchange.outer(qkv_BLE[1:], before, after))
+
+    def attend(
+        self,
+        qkv_BLE: Sequence[torch.Tensor],
+        memo: Memo,
+        heads: slice,
+        outer_BOE: Sequence[torch.Tensor] = (),
+    ) -> torch.Tensor:
+        """Attention over whole rows, or over a share with its neighbours' keys: (B, L, E)."""
         config = self.config
         q_BNLH, k_BNLH, v_BNLH = (self.split(x_BLE) for x_BLE in qkv_BLE)
+        length = q_BNLH.shape[2]
+        first = memo.first if outer_BOE else 0
         out_BNLH = local_attention(
             q_BNLH,
             k_BNLH,
@@ -122,7 +162,10 @@ class LocalSelfAttention(SelfAttention):
             causal=config.is_decoder,
             segment_ids_BL=memo.segment_ids,
             dropout=0.0 if memo.dropout_seed is None else config.local_attention_probs_dropout_prob,
-            dropout_seed=memo.seed(heads.start),
+            dropout_seed=memo.seed(heads.start, first),
+            outer_BNOH=[self.split(x_BOE) for x_BOE in outer_BOE],
+            first=first,
+            row_length=length * self.exchange.degree if outer_BOE else length,
         )
         return out_BNLH.transpose(1, 2).flatten(2)
 
@@ -141,16 +184,22 @@ class LSHSelfAttention(SelfAttention):
         return tuple(self.project(p, x_BLD, heads) for p in (self.query_key, self.value))
 
     def attend(self, qkv_BLE: Sequence[torch.Tensor], memo: Memo, heads: slice) -> torch.Tensor:
-        """Attention over all positions: (B, L, E)."""
+        """Attention of some heads over whole rows: (B, L, E)."""
         config = self.config
         qk_BNLH, v_BNLH = (self.split(x_BLE) for x_BLE in qkv_BLE)
-        if memo.buckets is not None and heads.start not in memo.hashed:
-            memo.buckets[:, heads] = self.hash(qk_BNLH, memo, heads)
-            memo.hashed.add(heads.start)
+        buckets_BNRL = None
+        if memo.buckets is not None:
+            # Of each group before this one, a share of the heads has its buckets here.
+            width = heads.stop - heads.start
+            first = (heads.start - self.exchange.index * width) // self.exchange.degree
+            buckets_BNRL = memo.buckets[:, first : first + width]
+            if heads.start not in memo.hashed:
+                buckets_BNRL.copy_(self.hash(qk_BNLH, memo, heads))
+                memo.hashed.add(heads.start)
         out_BNLH = lsh_attention(
             qk_BNLH,
             v_BNLH,
-            None if memo.buckets is None else memo.buckets[:, heads],
+            buckets_BNRL,
             chunk_length=config.lsh_attn_chunk_length,
             chunks_before=config.lsh_num_chunks_before,
             chunks_after=config.lsh_num_chunks_after,
@@ -206,7 +255,9 @@ class Attention(Branch):
             one_head = stream * self.config.attention_head_size / x_BLD.shape[2]
             allowed = max(self.memory.tile_bytes(x_BLD.device.type), stream / 4)
             groups = -(-heads // max(1, int(allowed / one_head)))
-        return tile_spans(heads, groups)
+        step = self.self_attention.heads_at_once(x_BLD.shape[1])
+        spans = tile_spans(heads // step, groups)
+        return [slice(span.start * step, span.stop * step) for span in spans]
 
     def tiles(self, x_BLD: torch.Tensor) -> list[slice]:
         stream = x_BLD.numel() * x_BLD.element_size()
@@ -216,13 +267,14 @@ class Attention(Branch):
         return self.self_attention.projections(self.layer_norm(x_BKD), heads)
 
     def across(self, qkv: Sequence[torch.Tensor], memo: Memo, heads: slice) -> torch.Tensor:
-        return self.self_attention.attend(qkv, memo, heads)
+        return self.self_attention.across(qkv, memo, heads)
 
     def after(self, x_BKE: torch.Tensor, memo: Memo, heads: slice, tile: slice) -> torch.Tensor:
         size = self.config.attention_head_size
         out_BKD = self.output(x_BKE, columns=slice(heads.start * size, heads.stop * size))
         # The mask is that of the sum over all heads: the same for every group.
-        return seeded_dropout(out_BKD, self.config.hidden_dropout_prob, memo.seed(-1, tile.start))
+        seed = memo.seed(-1, memo.first + tile.start)
+        return seeded_dropout(out_BKD, self.config.hidden_dropout_prob, seed)
 
 
 class FeedForward(Branch):
@@ -248,10 +300,10 @@ class FeedForward(Branch):
         return tile_spans(length, tiles)
 
     def after(self, x_BKD: torch.Tensor, memo: Memo, group: None, tile: slice) -> torch.Tensor:
-        dropout = self.config.hidden_dropout_prob
+        dropout, first = self.config.hidden_dropout_prob, memo.first + tile.start
         x_BKF = self.dense(self.layer_norm(x_BKD))
-        x_BKF = self.activation(seeded_dropout(x_BKF, dropout, memo.seed(tile.start, 0)))
-        return seeded_dropout(self.output(x_BKF), dropout, memo.seed(tile.start, 1))
+        x_BKF = self.activation(seeded_dropout(x_BKF, dropout, memo.seed(first, 0)))
+        return seeded_dropout(self.output(x_BKF), dropout, memo.seed(first, 1))
 
 
 class ReformerLayer(nn.Module):

@@ -15,6 +15,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         objectives=("causal", "masked"),
         length_multiple=lambda config: config.length_multiple,
         resolve=resolve,
+        check_shares=ReformerConfig.check_shares,
     ),
 }
 

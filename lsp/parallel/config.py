@@ -19,6 +19,8 @@ class ParallelismConfig:
         strategy: `single` (one process), `ddp` (every process holds the whole model) or
             `zero1`, `zero2`, `zero3` (optimizer state, gradients, weights sharded by DeepSpeed;
             1910.02054, section 5).
+        sequence: Processes that share the positions of the same rows (sequence parallelism:
+            DeepSpeed Ulysses, 2309.14509); 1 gives every process whole rows.
         device: `auto` takes the GPU where there is one.
         timeout_seconds: How long a collective may wait before the run is ended.
         reduce_bucket_size: Elements reduced at once (ZeRO).
@@ -31,6 +33,7 @@ class ParallelismConfig:
     """
 
     strategy: str = "single"
+    sequence: int = 1
     device: str = "auto"
     timeout_seconds: int = 1800
     reduce_bucket_size: int = 50_000_000
@@ -45,6 +48,10 @@ class ParallelismConfig:
             raise unknown_choice("parallelism.strategy", self.strategy, STRATEGIES)
         if self.device not in DEVICES:
             raise unknown_choice("parallelism.device", self.device, DEVICES)
+        require(
+            self.sequence >= 1,
+            f"parallelism.sequence={self.sequence} must be 1 (whole rows) or a number of processes",
+        )
         require(
             self.timeout_seconds > 0,
             f"parallelism.timeout_seconds={self.timeout_seconds} must be positive, e.g. 1800",

@@ -6,6 +6,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lsp.core.errors import require
+from lsp.models.interface import LanguageModel
 from lsp.parallel.config import ParallelismConfig, PrecisionConfig
 from lsp.parallel.engine import Engine
 from lsp.parallel.runtime import Runtime, check_precision
@@ -36,6 +37,9 @@ def prepare_engine(
         UserError: If the strategy cannot do what is asked.
     """
     check_precision(precision, runtime.device)
+    if runtime.exchange.degree > 1:
+        assert isinstance(module, LanguageModel)
+        module.share_rows(runtime.exchange)
     if parallelism.zero_stage:
         from lsp.parallel.zero import ZeroEngine
 

@@ -17,8 +17,10 @@ from torch._C._distributed_c10d import HashStore
 
 from lsp.core import ranks
 from lsp.core.errors import UserError, require
+from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
 from lsp.parallel.collectives import barrier, forget_groups, is_distributed
 from lsp.parallel.config import ParallelismConfig, PrecisionConfig
+from lsp.parallel.sequence import make_exchange
 
 
 @dataclass(frozen=True)
@@ -29,15 +31,28 @@ class Runtime:
         device: Where the model lives.
         rank: Number of this process.
         world_size: How many there are.
+        exchange: Between the processes that share the positions of the same rows, which are
+            neighbours in rank.
     """
 
     device: torch.device
     rank: int
     world_size: int
+    exchange: Exchange = WHOLE_ROWS
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def data_degree(self) -> int:
+        """How many processes, or groups that share rows, have rows of their own."""
+        return self.world_size // self.exchange.degree
+
+    @property
+    def data_rank(self) -> int:
+        """Number of this process, or of its group, among those."""
+        return self.rank // self.exchange.degree
 
 
 def choose_device(parallelism: ParallelismConfig) -> torch.device:
@@ -77,7 +92,8 @@ def runtime(parallelism: ParallelismConfig) -> Iterator[Runtime]:
         _init_process_group(device, parallelism, world)
     clean = False
     try:
-        yield Runtime(device, ranks.rank() if world > 1 else 0, world)
+        exchange = make_exchange(parallelism.sequence, parallelism.timeout_seconds)
+        yield Runtime(device, ranks.rank() if world > 1 else 0, world, exchange)
         clean = True
     finally:
         if is_distributed():

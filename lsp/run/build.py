@@ -222,12 +222,16 @@ def load_weights(model: LanguageModel, weights: dict[str, Any], origin: Path) ->
 def plan_share(config: RunConfig, place: Runtime) -> Share:
     """This process's part of a step; `validate` has checked that it divides."""
     rows = config.tokens_per_step // config.sequence_length
-    per_rank = rows // place.world_size
+    per_rank = rows // place.data_degree
+    exchange = place.exchange
     micro_batch = config.trainer.micro_batch
     if not micro_batch:
-        bound = max(1, config.trainer.micro_batch_tokens // config.sequence_length)
+        here = config.sequence_length // exchange.degree
+        bound = max(1, config.trainer.micro_batch_tokens // here)
         micro_batch = max(d for d in range(1, per_rank + 1) if per_rank % d == 0 and d <= bound)
-    return Share(place.rank, place.world_size, rows, micro_batch)
+    return Share(
+        place.data_rank, place.data_degree, rows, micro_batch, exchange.index, exchange.degree
+    )
 
 
 def _validate_once(config: RunConfig) -> None:

@@ -56,6 +56,7 @@ def validate(config: RunConfig) -> None:
     processes = world_size()
     _check_strategy(config, processes)
     validate_data(config)
+    _check_sequence(config, processes)
     _check_tokens_per_step(config, processes)
     _check_schedule(config)
     _check_device(config)
@@ -74,6 +75,20 @@ def _check_strategy(config: RunConfig, processes: int) -> None:
         f"optimizer={optimizer.removesuffix('Config').lower()} needs whole weight matrices, which "
         f"parallelism={strategy} takes apart: use optimizer=adamw, or parallelism=ddp",
     )
+
+
+def _check_sequence(config: RunConfig, processes: int) -> None:
+    from lsp.models import registry
+
+    degree = config.parallelism.sequence
+    divisors = ", ".join(str(n) for n in range(1, processes + 1) if processes % n == 0)
+    require(
+        processes % degree == 0,
+        f"parallelism.sequence={degree} does not divide the number of processes, {processes}: "
+        f"use one of {divisors}, or start a multiple of {degree} processes",
+    )
+    architecture = registry.get(registry.name_of(config.architecture))
+    architecture.check_shares(config.architecture, config.sequence_length, degree)
 
 
 def _check_device(config: RunConfig) -> None:
@@ -95,13 +110,18 @@ def _check_device(config: RunConfig) -> None:
 def _check_tokens_per_step(config: RunConfig, processes: int) -> None:
     """The batch is what the user says it is, on any number of processes, or the run is refused."""
     tokens, length = config.tokens_per_step, config.sequence_length
-    share = length * processes
+    sequence = config.parallelism.sequence
+    degree = processes // sequence
+    among = f"{processes} process{'es' if processes > 1 else ''}"
+    if sequence > 1:
+        among += f" / parallelism.sequence={sequence}"
+    share = length * degree
     below = max(tokens // share, 1) * share
     nearest = f"{below}" if below > tokens else f"{below} or {below + share}"
     require(
         tokens % share == 0,
         f"tokens_per_step={tokens} is not a multiple of {share} (sequence_length={length} x "
-        f"{processes} process{'es' if processes > 1 else ''}): use {nearest}",
+        f"{among}): use {nearest}",
     )
     rows, micro_batch = tokens // share, config.trainer.micro_batch
     require(

@@ -98,9 +98,15 @@ class RowMask:
     """
 
     def __init__(
-        self, window: Window, document_L: torch.Tensor, padding_L: torch.Tensor, dtype: torch.dtype
+        self,
+        window: Window,
+        document_L: torch.Tensor,
+        padding_L: torch.Tensor,
+        dtype: torch.dtype,
+        ring_E: torch.Tensor | None = None,
     ) -> None:
-        ring_E = window.ring(len(document_L), document_L.device)
+        if ring_E is None:
+            ring_E = window.ring(len(document_L), document_L.device)
         document_1E = document_L.to(dtype)[ring_E][None] * OTHER_DOCUMENT
         padding_1E = padding_L.to(dtype)[ring_E][None] * FAR
         self.q_document = window.query_codes(document_1E)

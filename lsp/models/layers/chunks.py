@@ -52,10 +52,17 @@ class Window:
     def size(self) -> int:
         return self.chunk_length * (1 + self.before + self.after)
 
-    def ring(self, length: int, device: torch.device) -> torch.Tensor:
-        """Indices 0..length-1 preceded and followed by the neighbours on the ring: (E,) int64."""
-        first, last = -self.before * self.chunk_length, length + self.after * self.chunk_length
-        return torch.arange(first, last, device=device) % length
+    @property
+    def outer(self) -> int:
+        """Positions around some chunks that only their neighbours hold."""
+        return self.chunk_length * (self.before + self.after)
+
+    def ring(
+        self, length: int, device: torch.device, *, first: int = 0, row_length: int | None = None
+    ) -> torch.Tensor:
+        """Positions first..first+length-1 of a row and the neighbours on its ring: (E,) int64."""
+        start, stop = -self.before * self.chunk_length, length + self.after * self.chunk_length
+        return torch.arange(first + start, first + stop, device=device) % (row_length or length)
 
     def span(self, first: int, last: int) -> slice:
         """Where on the ring chunks first..last-1 and their neighbours lie."""
@@ -67,6 +74,12 @@ class Window:
         """The chunks themselves, without the outer neighbours: (T, C * K, ...)."""
         start = self.before * self.chunk_length
         return x_TEX[:, start : x_TEX.shape[1] - self.after * self.chunk_length]
+
+    def around(self, x_TEX: torch.Tensor) -> torch.Tensor:
+        """The outer neighbours, those before and then those after: (T, `outer`, ...)."""
+        start = self.before * self.chunk_length
+        stop = x_TEX.shape[1] - self.after * self.chunk_length
+        return torch.cat([x_TEX[:, :start], x_TEX[:, stop:]], dim=1)
 
     def keys(self, x_TEH: torch.Tensor, name: str, workspace: Workspace) -> torch.Tensor:
         """What each chunk sees: (M, W, H).
@@ -115,12 +128,23 @@ class Window:
 
 @dataclass(frozen=True)
 class Settings:
-    """What does not differ from row to row."""
+    """What does not differ from row to row.
+
+    Attributes:
+        window: What a chunk sees.
+        causal: Whether later keys are hidden.
+        dropout: Probability of dropping an attention weight.
+        dropout_seed: Decides which; None where nothing is dropped.
+        first: Position of the first query in its row.
+        row_length: Positions of a row; None where the queries are all of it.
+    """
 
     window: Window
     causal: bool
     dropout: float
     dropout_seed: int | None
+    first: int = 0
+    row_length: int | None = None
 
 
 def check_chunks(name: str, sequence_length: int, chunk_length: int) -> None:

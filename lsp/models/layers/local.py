@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,9 @@ class _Tile:
         q_TLH: torch.Tensor,
         k_TLH: torch.Tensor,
         v_TLH: torch.Tensor,
+        outer_TOH: Sequence[torch.Tensor | None],
         mask: RowMask | None,
+        ring_E: torch.Tensor,
         settings: Settings,
         chunks_per_block: int,
         workspace: Workspace,
@@ -48,20 +50,27 @@ class _Tile:
         self.heads, self.length, size = q_TLH.shape
         self.mask, self.settings, self.chunks_per_block = mask, settings, chunks_per_block
         self.scale, self.workspace = size**-0.5, workspace
-        self.ring_E = settings.window.ring(self.length, q_TLH.device)
-        self.place_1E = self.ring_E.to(compute_dtype(q_TLH))[None] * FAR
+        self.ring_E = ring_E
+        self.place_1E = ring_E.to(compute_dtype(q_TLH))[None] * FAR
         self.q_TLH = q_TLH
-        self.k_TEH = self._on_ring(k_TLH, "ring_k").mul_(self.scale * LOG2E)
-        self.v_TEH = self._on_ring(v_TLH, "ring_v")
+        outer_k_TOH, outer_v_TOH = outer_TOH
+        self.k_TEH = self._on_ring(k_TLH, outer_k_TOH, "ring_k").mul_(self.scale * LOG2E)
+        self.v_TEH = self._on_ring(v_TLH, outer_v_TOH, "ring_v")
 
-    def _on_ring(self, x_TLH: torch.Tensor, name: str) -> torch.Tensor:
+    def _on_ring(
+        self, x_TLH: torch.Tensor, outer_TOH: torch.Tensor | None, name: str
+    ) -> torch.Tensor:
         shape = (self.heads, len(self.ring_E), x_TLH.shape[-1])
         out = self.workspace.take(name, shape, x_TLH.dtype)
         window = self.settings.window
         window.own(out).copy_(x_TLH)
         start = window.before * window.chunk_length
-        for outer in (slice(0, start), slice(start + self.length, None)):
-            out[:, outer] = x_TLH[:, self.ring_E[outer]]
+        before, after = slice(0, start), slice(start + self.length, None)
+        if outer_TOH is not None:
+            out[:, before], out[:, after] = outer_TOH[:, :start], outer_TOH[:, start:]
+        else:
+            for outer in (before, after):
+                out[:, outer] = x_TLH[:, self.ring_E[outer]]
         return out
 
     def blocks(self) -> Iterator[tuple[Block, slice, slice]]:
@@ -97,6 +106,8 @@ class _LocalAttention(torch.autograd.Function):
         q_BNLH: torch.Tensor,
         k_BNLH: torch.Tensor,
         v_BNLH: torch.Tensor,
+        outer_k_BNOH: torch.Tensor | None,
+        outer_v_BNOH: torch.Tensor | None,
         document_BL: torch.Tensor | None,
         padding_BL: torch.Tensor | None,
         settings: Settings,
@@ -108,7 +119,7 @@ class _LocalAttention(torch.autograd.Function):
         share_BNL = None if document_BL is None else torch.empty_like(base_BNL)
         workspace = Workspace(q_BNLH.device)
         dropout = Dropout(settings.dropout, settings.dropout_seed, q_BNLH.device)
-        inputs = q_BNLH, k_BNLH, v_BNLH
+        inputs = q_BNLH, k_BNLH, v_BNLH, outer_k_BNOH, outer_v_BNOH
         for unit, (row, heads, tile) in enumerate(
             _tiles(inputs, document_BL, padding_BL, settings, workspace)
         ):
@@ -132,7 +143,8 @@ class _LocalAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_BNLH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         settings, window = ctx.settings, ctx.settings.window
         *inputs, document_BL, padding_BL, base_BNL, share_BNL = ctx.saved_tensors
-        grad_q_BNLH, grad_k_BNLH, grad_v_BNLH = (torch.empty_like(x) for x in inputs)
+        grad_q_BNLH, *grads_BNLH = (torch.empty_like(x) for x in inputs[:3])
+        grads_BNOH = [None if x is None else torch.empty_like(x) for x in inputs[3:]]
         dtype = compute_dtype(inputs[0])
         workspace = Workspace(grad_BNLH.device)
         dropout = Dropout(settings.dropout, settings.dropout_seed, grad_BNLH.device)
@@ -157,12 +169,15 @@ class _LocalAttention(torch.autograd.Function):
                 seen = window.before + window.after if slots.start > 0 else 0
                 window.add_windows(ring_k[:, span], grad_k, seen)
                 window.add_windows(ring_v[:, span], grad_v, seen)
-            for grad_BNLX, ring, scale in (
-                (grad_k_BNLH, ring_k, tile.scale),
-                (grad_v_BNLH, ring_v, 1.0),
+            for own, outer, ring, scale in zip(
+                grads_BNLH, grads_BNOH, (ring_k, ring_v), (tile.scale, 1.0), strict=True
             ):
-                grad_BNLX[row, heads] = _fold(ring, tile.ring_E, window).mul_(scale)
-        return grad_q_BNLH, grad_k_BNLH, grad_v_BNLH, None, None, None
+                if outer is None:
+                    own[row, heads] = _fold(ring, tile.ring_E, window).mul_(scale)
+                else:
+                    own[row, heads] = window.own(ring).mul_(scale)
+                    outer[row, heads] = window.around(ring).mul_(scale)
+        return grad_q_BNLH, *grads_BNLH, *grads_BNOH, None, None, None
 
 
 def _fold(ring_TEH: torch.Tensor, ring_E: torch.Tensor, window: Window) -> torch.Tensor:
@@ -182,30 +197,32 @@ def _fold(ring_TEH: torch.Tensor, ring_E: torch.Tensor, window: Window) -> torch
 
 
 def _tiles(
-    inputs: tuple[torch.Tensor, ...] | list[torch.Tensor],
+    inputs: Sequence[torch.Tensor | None],
     document_BL: torch.Tensor | None,
     padding_BL: torch.Tensor | None,
     settings: Settings,
     workspace: Workspace,
 ) -> Iterator[tuple[int, slice, _Tile]]:
-    batch, num_heads, length, _ = inputs[0].shape
+    q_BNLH = inputs[0]
+    assert q_BNLH is not None
+    batch, num_heads, length, _ = q_BNLH.shape
     window = settings.window
+    ring_E = window.ring(
+        length, q_BNLH.device, first=settings.first, row_length=settings.row_length
+    )
     heads_at_once, chunks_per_block = block_sizes(
-        inputs[0].device, num_heads, length // window.chunk_length, window
+        q_BNLH.device, num_heads, length // window.chunk_length, window
     )
     for row in range(batch):
         mask = None
         if document_BL is not None and padding_BL is not None:
-            dtype = compute_dtype(inputs[0])
-            mask = RowMask(window, document_BL[row], padding_BL[row], dtype)
+            dtype = compute_dtype(q_BNLH)
+            mask = RowMask(window, document_BL[row], padding_BL[row], dtype, ring_E)
         for start in range(0, num_heads, heads_at_once):
             heads = slice(start, min(start + heads_at_once, num_heads))
-            q_TLH, k_TLH, v_TLH = (x_BNLH[row, heads] for x_BNLH in inputs)
-            yield (
-                row,
-                heads,
-                _Tile(q_TLH, k_TLH, v_TLH, mask, settings, chunks_per_block, workspace),
-            )
+            q, k, v, *outer = (None if x is None else x[row, heads] for x in inputs)
+            tile = _Tile(q, k, v, outer, mask, ring_E, settings, chunks_per_block, workspace)
+            yield row, heads, tile
 
 
 def local_attention(
@@ -220,8 +237,14 @@ def local_attention(
     segment_ids_BL: torch.Tensor | None = None,
     dropout: float = 0.0,
     dropout_seed: int | None = None,
+    outer_BNOH: Sequence[torch.Tensor] = (),
+    first: int = 0,
+    row_length: int | None = None,
 ) -> torch.Tensor:
     """Attention inside chunks and their neighbours on a ring.
+
+    The queries may be a run of a row's chunks: `outer_BNOH`, `first` and `row_length` then say
+    what is around it.
 
     Args:
         q_BNLH: (B, N, L, H) queries, as projected: the scale 1/sqrt(H) is applied here.
@@ -231,9 +254,14 @@ def local_attention(
         chunks_before: Chunks before its own that a query sees.
         chunks_after: Chunks after its own that a query sees.
         causal: Whether a query sees no later position.
-        segment_ids_BL: (B, L) 0 for padding, 1.. for documents, which never see each other.
+        segment_ids_BL: (B, row length) 0 for padding, 1.. for documents, which never see each
+            other.
         dropout: Probability of dropping an attention weight.
         dropout_seed: Required where dropout > 0: the same seed drops the same weights.
+        outer_BNOH: Keys and values of the `chunks_before` before the first query, then of the
+            `chunks_after` after the last, on the row's ring; empty for a whole row.
+        first: Position of the first query in its row.
+        row_length: Positions of the row; None for L.
 
     Returns:
         (B, N, L, H) attention output in the dtype of the values.
@@ -244,10 +272,11 @@ def local_attention(
     length = q_BNLH.shape[2]
     check_chunks("local_attn_chunk_length", length, chunk_length)
     window = Window(chunk_length, chunks_before, chunks_after)
-    if length <= chunk_length:
+    if length <= chunk_length and not outer_BNOH:
         window = Window(length, 0, 0)
     document_BL = padding_BL = None
     if segment_ids_BL is not None:
         document_BL, padding_BL = documents(segment_ids_BL), segment_ids_BL == 0
-    settings = Settings(window, causal, dropout, dropout_seed)
-    return _LocalAttention.apply(q_BNLH, k_BNLH, v_BNLH, document_BL, padding_BL, settings)
+    settings = Settings(window, causal, dropout, dropout_seed, first, row_length)
+    inputs = q_BNLH, k_BNLH, v_BNLH, *(outer_BNOH or (None, None))
+    return _LocalAttention.apply(*inputs, document_BL, padding_BL, settings)

@@ -1,0 +1,108 @@
+"""What the processes of the tests of sequence parallelism do: one step of a model, in shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from lsp.core.batch import IGNORE_INDEX, Batch, positions_from_segments
+from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
+from lsp.models.reformer import Reformer
+from lsp.parallel.config import ParallelismConfig
+from lsp.parallel.runtime import runtime
+from lsp.parallel.sequence import make_exchange
+from tests.training.tiny import reformer
+
+LENGTH = 64
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and how its rows are shared.
+
+    Attributes:
+        name: Of the test.
+        values: What differs from the tiny Reformer's config.
+        residual: How the model keeps its activations.
+        packed: Whether rows hold several documents and padding.
+        training: Whether gradients are wanted.
+        groups: Groups of heads, 0 for the model's choice.
+    """
+
+    name: str
+    values: tuple[tuple[str, Any], ...] = ()
+    residual: str = "reversible"
+    packed: bool = True
+    training: bool = True
+    groups: int = 0
+
+
+@dataclass
+class Found:
+    """What a step gave, summed over the processes; on every process the same."""
+
+    loss: float = 0.0
+    count: int = 0
+    gradients: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def model_of(case: Case) -> Reformer:
+    torch.manual_seed(0)
+    defaults = {"num_attention_heads": 4, "attention_head_size": 8}
+    model = reformer(case.residual, **defaults | dict(case.values)).double()
+    model.memory.attention_groups = case.groups
+    return model.train(case.training)
+
+
+def rows_of(case: Case) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(4, 64, (2, LENGTH), generator=generator)
+    labels = ids.roll(-1, 1)
+    segments = torch.ones_like(ids)
+    if case.packed:  # documents that end inside a share, at its end, and far behind it
+        for row, ends in enumerate(((5, 16, 37, 60), (32, 48, 49, 64))):
+            start = 0
+            for number, end in enumerate(ends, start=1):
+                segments[row, start:end] = number
+                labels[row, end - 1] = IGNORE_INDEX
+                start = end
+            segments[row, start:] = 0
+            labels[row, start:] = IGNORE_INDEX
+    return Batch(ids, labels, segments, positions_from_segments(segments))
+
+
+def step(case: Case, exchange: Exchange = WHOLE_ROWS) -> Found:
+    """Loss and gradients of the rows, of which this process has its share."""
+    model, rows = model_of(case), rows_of(case)
+    model.share_rows(exchange)
+    length = LENGTH // exchange.degree
+    share = rows.positions(exchange.first(length), exchange.first(length) + length)
+    model.begin_micro_batch(7)
+    with torch.set_grad_enabled(case.training):
+        loss, count = model(**share.tensors())
+    found = Found(float(loss.detach()), int(count))
+    if case.training:
+        loss.backward()
+        found.gradients = {
+            name: torch.zeros_like(p) if p.grad is None else p.grad
+            for name, p in model.named_parameters()
+        }
+    return found
+
+
+def steps(degree: int, cases: list[Case]) -> list[Found]:
+    """Every case on a mesh of groups of `degree` processes, all groups with the same rows."""
+    with runtime(ParallelismConfig(strategy="ddp", device="cpu")) as place:
+        exchange = make_exchange(degree, 60)
+        assert place.rank % degree == exchange.index
+        results = [step(case, exchange) for case in cases]
+        for found in results:
+            sums = torch.tensor([found.loss, found.count], dtype=torch.float64)
+            dist.all_reduce(sums, group=exchange.group)
+            found.loss, found.count = float(sums[0]), int(sums[1])
+            for gradient in found.gradients.values():
+                dist.all_reduce(gradient, group=exchange.group)
+    return results

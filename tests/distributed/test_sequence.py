@@ -1,0 +1,86 @@
+"""Rows shared by several processes give what whole rows give: losses and every gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lsp.core.errors import UserError
+from lsp.models.reformer_config import ReformerConfig
+from tests.distributed.shares import Case, Found, step, steps
+from tests.distributed.spawn import run_distributed
+
+BOTH_WAYS = (("is_decoder", False), ("local_num_chunks_after", 1), ("lsh_num_chunks_after", 1))
+
+CASES = [
+    Case("causal"),
+    Case("one document", packed=False),
+    Case("both ways", BOTH_WAYS),
+    Case("recomputed", residual="recomputed"),
+    Case("stored", residual="stored"),
+    Case("one group", groups=1),
+    Case("two chunks before", (("local_num_chunks_before", 2), ("lsh_num_chunks_before", 2))),
+    # A share is not a whole number of chunks, or shorter than what a chunk sees: no halo then.
+    Case("chunks longer than shares", (("local_attn_chunk_length", 32),)),
+    Case("one chunk a row", (("local_attn_chunk_length", 64), ("lsh_attn_chunk_length", 64))),
+    Case("local only", (("attn_layers", ["local", "local"]), ("num_attention_heads", 3))),
+    Case("learned positions", (("axial_pos_embds", False),)),
+    Case("factored buckets", (("num_buckets", [4, 2]), ("num_hashes", 3))),
+    Case("evaluation", training=False),
+]
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Found]:
+    return {case.name: step(case) for case in CASES}
+
+
+@pytest.fixture(scope="module", params=[2, 4], ids="{} shares".format)
+def shared(request, tmp_path_factory) -> list[dict[str, Found]]:
+    """Of every process; four of them: two groups of two, or one of four."""
+    folder = tmp_path_factory.mktemp("shares")
+    results = run_distributed(steps, 4, folder, request.param, CASES)
+    return [dict(zip((c.name for c in CASES), found, strict=True)) for found in results]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_equals_whole_rows(alone, shared, case):
+    expected = alone[case.name]
+    for process in shared:
+        found = process[case.name]
+        assert found.count == expected.count
+        assert found.loss == pytest.approx(expected.loss, rel=1e-6)  # the loss is kept in fp32
+        assert found.gradients.keys() == expected.gradients.keys()
+        for name, gradient in expected.gradients.items():
+            torch.testing.assert_close(found.gradients[name], gradient, rtol=1e-9, atol=1e-11)
+
+
+def test_dropout_differs_between_shares(tmp_path):
+    """A share with the mask of another would drop the same places of every share."""
+    dropped = Case("dropout", (("hidden_dropout_prob", 0.5),))
+    first, second = run_distributed(steps, 2, tmp_path, 2, [dropped, dropped])
+    for process in (first, second):
+        assert process[0].loss == process[1].loss  # the seed decides, not the process
+    assert first[0].loss != pytest.approx(step(Case("none")).loss, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("length", "degree", "values", "told"),
+    [
+        (64, 3, {}, "sequence_length=64 is not a multiple of it; use 1 or 2 or 4 with"),
+        (192, 3, {}, "num_attention_heads=4, which lsh attention deals out, is not a multiple"),
+        (64, 8, {"attn_layers": ["local"]}, "num_attention_heads=4, which local attention deals"),
+    ],
+    ids=["length", "lsh heads", "local heads"],
+)
+def test_refused_with_what_would_do(length, degree, values, told):
+    defaults = {"num_attention_heads": 4, "local_attn_chunk_length": 16}
+    config = ReformerConfig(**defaults | {"attn_layers": ["local", "lsh"]} | values)
+    with pytest.raises(UserError, match=r"parallelism\.sequence=") as refusal:
+        config.check_shares(length, degree)
+    assert told in str(refusal.value)
+
+
+def test_local_attention_alone_needs_no_heads_to_deal_out():
+    values = {"attn_layers": ["local"], "num_attention_heads": 3, "local_attn_chunk_length": 16}
+    ReformerConfig(**values).check_shares(64, 2)
