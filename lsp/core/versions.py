@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import lsp
 
@@ -19,3 +21,17 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def source_digest() -> str:
+    """Digest of the source files of lsp and its data pipelines, as they lie on this machine.
+
+    The version says what was installed; an edited checkout has the same.
+    """
+    digest = hashlib.sha256()
+    package = Path(lsp.__file__).resolve().parent
+    for folder in (package, package.parent / "data_pipelines"):
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(f"{file.relative_to(package.parent)}\0".encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()

@@ -95,6 +95,17 @@ class LanguageModel(nn.Module, ABC):
             "positions of a row; use parallelism.sequence=1",
         )
 
+    def execution_plan(self, rows: int, length: int) -> dict[str, int]:
+        """In how many pieces each part computes a micro-batch, by the name of the part.
+
+        Under sharding each piece may be a collective, so every process has to have the same.
+
+        Args:
+            rows: Of the micro-batch.
+            length: Positions of a row that this model is given.
+        """
+        return {}
+
     @abstractmethod
     def begin_micro_batch(self, seed: int, first_row: int = 0) -> None:
         """Sets the seed of everything random in the next training forward pass.

@@ -310,6 +310,18 @@ class Reformer(LanguageModel):
         wide = 4 * stream_BLD.shape[0] * length * width
         return tiles or self.memory.tiles_for(wide, stream_BLD.device.type)
 
+    def execution_plan(self, rows: int, length: int) -> dict[str, int]:
+        # A stand-in for the stream: the shape, type and device decide, and nothing is allocated.
+        weight = next(self.parameters())
+        stream_BLD = weight.new_empty(()).expand(rows, length, self.config.hidden_size)
+        plan = {"the head": self._head_tiles(stream_BLD)}
+        for number, layer in enumerate(self.reformer.encoder.stack()):
+            for name, branch in layer.named_children():
+                assert isinstance(branch, Branch)
+                tiles = len(branch.tiles(stream_BLD)) * len(branch.groups(stream_BLD))
+                plan[f"{name} {number}"] = tiles
+        return plan
+
     def hidden_states(
         self,
         input_ids: torch.Tensor,

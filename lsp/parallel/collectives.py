@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -63,6 +63,15 @@ def broadcast_object(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box, src=0, group=_patient_group())
     return box[0]
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every process's value in the order of ranks, on every process, however long it takes."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value, group=_patient_group())
+    return values
 
 
 @lru_cache(maxsize=1)
@@ -123,8 +132,7 @@ def together(work: Callable[[], T]) -> T:
         result = work()
     except Exception as error:
         failure = error
-    codes: list[int | None] = [None] * world_size()
-    dist.all_gather_object(codes, _exit_code(failure), group=_patient_group())
+    codes = gather_objects(_exit_code(failure))
     failed = [number for number, code in enumerate(codes) if code is not None]
     if failed and rank() == failed[0]:
         assert failure is not None

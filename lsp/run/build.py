@@ -34,6 +34,7 @@ from lsp.parallel.prepare import prepare_engine
 from lsp.parallel.runtime import Runtime, check_precision, runtime
 from lsp.run.compose import save_yaml, to_plain
 from lsp.run.config import RunConfig
+from lsp.run.preflight import agree_on_folder, agree_on_plan, agree_on_start, agree_on_steps
 from lsp.run.resume import (
     BEFORE_DATA,
     adopt_before_checks,
@@ -59,8 +60,10 @@ def run_training(config: RunConfig) -> int:
     """
     _validate_once(config)
     with runtime(config.parallelism) as place, stop_requests() as stop:
+        agree_on_start(config, place)
         check_precision(config.precision, place.device)
         with _only_one(config.run_dir):
+            agree_on_folder(config)
             trainer, prepared = build_trainer(config, place, stop)
             try:
                 code = trainer.fit()
@@ -107,6 +110,8 @@ def build_trainer(
     state = snapshot.state if snapshot is not None else TrainState()
     state.data_fingerprint = prepared.manifest["fingerprint"]
     state.data_digest = content_digest(prepared.manifest)
+    validation_batches = len(parts.validation) if parts.validation is not None else 0
+    agree_on_steps(config, share, state, validation_batches)
     engine = prepare_engine(
         parts.model,
         build_optimizers(parts.model, config.optimizer),
@@ -116,6 +121,8 @@ def build_trainer(
         gradient_clip=config.trainer.gradient_clip,
         micro_batch=share.micro_batch,
     )
+    held = config.sequence_length // share.sequence_degree
+    agree_on_plan(parts.model, share.micro_batch, held)
     if snapshot is not None:
         engine.load_optimizer_state(snapshot.weights, snapshot.optimizer)
         engine.load_scaler_state(state.scaler)

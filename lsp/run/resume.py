@@ -108,12 +108,12 @@ def check_unchanged(config: RunConfig, step_dir: Path, parts: tuple[str, ...] = 
     state = read_state(step_dir)
     if state.get("imported_from") is not None and state["step"] == 0:
         return
-    before = _flat(to_plain(read_yaml(step_dir / "config.yaml")))
-    now = _flat(to_plain(config))
+    before = flat(to_plain(read_yaml(step_dir / "config.yaml")))
+    now = flat(to_plain(config))
     changed = [
         key
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and _within(key, parts) and not _within(key, FREE)
+        if before.get(key) != now.get(key) and within(key, parts) and not within(key, FREE)
     ]
     if changed:
         shown = "; ".join(f"{key} was {before.get(key)}, now {now.get(key)}" for key in changed[:4])
@@ -141,15 +141,17 @@ def load_snapshot(step_dir: Path, data_digest: str) -> Snapshot:
     return snapshot
 
 
-def _within(key: str, parts: tuple[str, ...]) -> bool:
+def within(key: str, parts: tuple[str, ...]) -> bool:
+    """Whether a key such as `data.paths` is one of the parts, or inside one."""
     return any(key == part or key.startswith(part + ".") for part in parts)
 
 
-def _flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested containers as one, with keys such as `data.paths`."""
+    found: dict[str, Any] = {}
     for key, value in plain.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
+            found[prefix + key] = value
+    return found

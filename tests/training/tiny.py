@@ -14,7 +14,9 @@ from lsp.models.reformer_config import ReformerConfig
 LENGTH = 64
 
 
-def reformer(residual: str = "reversible", **values: Any) -> Reformer:
+def reformer(
+    residual: str = "reversible", *, memory: MemoryConfig | None = None, **values: Any
+) -> Reformer:
     settings: dict[str, Any] = {
         "attn_layers": ["local", "lsh"],
         "hidden_size": 32,
@@ -33,7 +35,8 @@ def reformer(residual: str = "reversible", **values: Any) -> Reformer:
         "hidden_dropout_prob": 0.0,
         "local_attention_probs_dropout_prob": 0.0,
     }
-    return Reformer(ReformerConfig(**settings | values), MemoryConfig(residual=residual))
+    memory = memory or MemoryConfig(residual=residual)
+    return Reformer(ReformerConfig(**settings | values), memory)
 
 
 def batch(seed: int, rows: int = 4) -> Batch:
