@@ -56,6 +56,15 @@ def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
     return result
 
 
+def on_any_rank(flag: bool) -> bool:
+    """Whether `flag` holds on any process; asked over the host's network, no GPU is waited for."""
+    if not is_distributed():
+        return flag
+    tensor = torch.tensor([float(flag)])
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=_patient_group())
+    return bool(tensor.item())
+
+
 def broadcast_object(value: T) -> T:
     """Rank 0's value, on every process, however long it takes rank 0 to come to it."""
     if not is_distributed():

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import torch
 
 from lsp.checkpointing.config import CheckpointConfig
-from lsp.checkpointing.snapshot import TrainState, save_snapshot
+from lsp.checkpointing.saver import Saver
+from lsp.checkpointing.snapshot import TrainState
 from lsp.checkpointing.store import CheckpointStore
 from lsp.core.batch import Batch
 from lsp.core.exit_codes import DIVERGED, DONE, INTERRUPTED
 from lsp.core.seeding import stream
 from lsp.data.batches import EvaluationBatches, TrainingBatches
 from lsp.models.interface import LanguageModel
-from lsp.parallel.collectives import sum_over_ranks
+from lsp.parallel.collectives import on_any_rank, sum_over_ranks
 from lsp.parallel.engine import Engine, StepResult
 from lsp.tracking.tracker import Tracker
 from lsp.training.config import ScheduleConfig, TrainerConfig
@@ -73,26 +74,35 @@ class Trainer:
         self.interval_tokens = self.state.tokens
         self.saved_step = self.state.step or None
         self.measuring = False
+        config = self.checkpoint_config
+        self.saver = Saver(self.checkpoints, self.engine, config, self.console.say)
+        self.save_stall: float | None = None
 
     def fit(self) -> int:
         """Trains to the end, to a signal or to divergence; returns the exit code."""
         state, settings = self.state, self.settings
         self.clock = time.perf_counter()
         self.console.start()
-        with self.stop.deferred():
+        with self.stop.deferred(), self.saver.attended():
             while state.step < settings.max_steps:
                 micro_batches = self.batches.fetch(state.cursor)
                 result, stopping = self.train_step(micro_batches)
+                if result is None:
+                    return self.interrupted()
                 self.after_step(result)
                 if state.nonfinite_in_a_row >= settings.max_nonfinite:
                     return self.diverged(result)
                 if stopping and state.step < settings.max_steps:
                     return self.interrupted()
-            self.save()
+            self.save(wait=True)
         return DONE
 
-    def train_step(self, micro_batches: list[Batch]) -> tuple[StepResult, bool]:
-        """One optimizer step; returns its result and whether any process was asked to stop."""
+    def train_step(self, micro_batches: list[Batch]) -> tuple[StepResult | None, bool]:
+        """One optimizer step; returns its result and whether any process was asked to stop.
+
+        A step of several micro-batches may take long: a request to stop abandons it between two
+        of them, and the result is None. Nothing is lost, as only `engine.step` changes weights.
+        """
         device, world = self.engine.runtime.device, self.engine.runtime.world_size
         self.engine.module.train()
         self.measure_drift()
@@ -100,12 +110,16 @@ class Trainer:
         # micro-batches, so their number has to be known before the first backward pass.
         predicted = float(sum(int(batch.num_predicted) for batch in micro_batches))
         padding = float(sum(int(batch.num_padding) for batch in micro_batches))
-        count, padding = sum_over_ranks([predicted, padding], device)
+        count, padding, asked = sum_over_ranks([predicted, padding, self.asked], device)
+        if asked:
+            return None, True
         scale = world / max(count, 1.0)
         seed, share = self.model_seed(), self.batches.share
         first_row = share.rank * share.rows_per_rank
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         for index, batch in enumerate(micro_batches):
+            if index and on_any_rank(self.asked):
+                return None, True
             last = index == len(micro_batches) - 1
             tensors = batch.to(device).tensors()
             self.model.begin_micro_batch(seed, first_row + index * share.micro_batch)
@@ -113,11 +127,19 @@ class Trainer:
         fraction = learning_rate_fraction(self.state.step, self.schedule, self.settings.max_steps)
         self.learning_rate = set_learning_rate(self.engine.param_groups, fraction)
         # Read before the update is queued, so that a GPU updates while the host goes on.
-        asked = float(self.stop.signal is not None)
-        total, stopping = sum_over_ranks([float(loss_sum), asked], device)
+        told = [float(loss_sum), self.asked, self.saver.failed]
+        total, asked, failed = sum_over_ranks(told, device)
+        if failed:
+            self.saver.finish()  # raises, on every process
         result = self.engine.step()
-        self.advance(result, micro_batches[0].input_ids.shape[1], total, count, padding)
-        return result, stopping > 0
+        length = micro_batches[0].input_ids.shape[1] * share.sequence_degree
+        self.advance(result, length, total, count, padding)
+        return result, asked > 0
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal asked this process to stop."""
+        return self.stop.signal is not None
 
     def model_seed(self) -> int:
         """Seed of what is random inside the model: a function of (seed, step) alone."""
@@ -192,6 +214,7 @@ class Trainer:
         memory = peak_memory_bytes(self.engine.runtime.device)
         state.peak_memory_bytes = max(state.peak_memory_bytes, memory)
         sums, state.pending = state.pending, {}
+        save_stall, self.save_stall = self.save_stall, None
         loss = sums["loss"] / max(sums["count"], 1.0) if "loss" in sums else None
         length = state.tokens // (state.step * share.rows_per_step)
         flops = self.model.flops_per_token(length) * speed
@@ -211,6 +234,7 @@ class Trainer:
             "nonfinite_steps": state.nonfinite,
             "reversible_drift": self.judged(sums.get("drift")),
             "seconds": state.seconds,
+            "save_stall_seconds": save_stall,
         }
 
     def lap(self) -> None:
@@ -250,24 +274,21 @@ class Trainer:
         self.console.say(f"step {state.step}: validation {text}")
         return {"validation_loss": found.loss, "validation_bits_per_byte": bits}
 
-    def save(self) -> None:
-        """Writes a checkpoint, unless this step has one, and deletes those no longer kept."""
-        if self.saved_step == self.state.step:
-            return
-        self.lap()
-        path = save_snapshot(self.checkpoints, self.engine, self.state, self.config_yaml)
-        self.saved_step = self.state.step
-        self.console.say(f"step {self.state.step}: saved {path}")
-        if self.engine.runtime.is_main:
-            try:
-                self.checkpoints.retain(self.checkpoint_config)
-            except OSError as error:
-                self.console.say(f"lsp: an old checkpoint could not be deleted: {error}")
-        self.clock = time.perf_counter()  # nor is saving
+    def save(self, *, wait: bool = False) -> None:
+        """Takes a checkpoint, unless this step has one; it is written while training goes on."""
+        if self.saved_step != self.state.step:
+            self.lap()
+            held = self.saver.save(self.state, self.config_yaml)
+            self.saved_step = self.state.step
+            self.save_stall = (self.save_stall or 0.0) + held
+            self.clock = time.perf_counter()  # nor is saving
+        if wait:
+            self.saver.finish()
 
     def interrupted(self) -> int:
         """Saves at once and leaves with the code that launchers requeue on."""
-        self.save()
+        if self.state.step:
+            self.save(wait=True)
         self.console.say(
             f"stopped at step {self.state.step} of {self.settings.max_steps}; the same command "
             f"resumes there (exit code {INTERRUPTED})"
@@ -276,6 +297,7 @@ class Trainer:
 
     def diverged(self, result: StepResult) -> int:
         """Says why the run ends; the last good checkpoint stays the newest."""
+        self.saver.finish()
         self.console.say(
             f"lsp: {self.state.nonfinite_in_a_row} steps in a row had a non-finite loss or "
             f"gradient (last gradient norm {result.gradient_norm}), trainer.max_nonfinite="
