@@ -43,15 +43,21 @@ SHARDED = "parallelism.param_persistence_threshold=0"
 
 
 def launch(
-    folder: Path, typed: list[str], before: Callable[[], None] | None = None
+    folder: Path,
+    typed: list[str],
+    before: Callable[[], None] | None = None,
+    processes: int = 2,
 ) -> list[Session]:
-    """Two processes with the variables that torchrun sets."""
+    """Processes with the variables that torchrun sets."""
     port, number = free_port(), len(list(folder.glob("*.log")))
     return [
         Session(
-            ["train", *typed], folder / f"{number}-{rank}.log", before, environment(rank, 2, port)
+            ["train", *typed],
+            folder / f"{number}-{rank}.log",
+            before,
+            environment(rank, processes, port),
         )
-        for rank in range(2)
+        for rank in range(processes)
     ]
 
 
@@ -105,6 +111,16 @@ def test_interrupted_on_two_goes_on_alone_and_on_two(tmp_path, corpus, alone):
     assert_close_run(run, alone)
 
 
+@pytest.mark.parametrize(("strategy", "processes"), [("ddp", 2), ("zero3", 4)])
+def test_curve_with_shared_rows(tmp_path, corpus, alone, strategy, processes):
+    """Two processes to a row; with four, two such groups, each with rows of its own."""
+    typed = [*STEPS, f"parallelism={strategy}", SHARDED, "parallelism.sequence=2"]
+    sessions = launch(tmp_path, words(tmp_path, corpus, *typed), processes=processes)
+    codes = [session.wait() for session in sessions]
+    assert codes == [DONE] * processes, sessions[0].output
+    assert_close_run(tmp_path / "run", alone)
+
+
 def _stop_after(step: int) -> Any:
     from lsp.training.trainer import Trainer
 
@@ -145,6 +161,11 @@ def test_resume_on_two_is_exact(tmp_path, corpus):
         (["parallelism=zero2", "optimizer=muon"], "optimizer=muon needs whole weight matrices"),
         (["data.paths=[nowhere/*.txt]", "run_name=new"], "nowhere/*.txt"),
         (["trainer.max_steps=-1"], "trainer.max_steps=-1"),
+        (["parallelism.sequence=3"], "parallelism.sequence=3 does not divide the number of"),
+        (
+            ["parallelism.sequence=2", "architecture.num_attention_heads=1", "run_name=new"],
+            "num_attention_heads=1, which lsh attention deals out, is not a multiple of it",
+        ),
     ],
     ids=lambda v: v[-1] if isinstance(v, list) else "",
 )
