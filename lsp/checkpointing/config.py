@@ -16,6 +16,9 @@ class CheckpointConfig:
     Attributes:
         root: Folder of runs; a run is `<root>/<run_name>/`.
         every: Steps between checkpoints; 0 writes one only at the end.
+        asynchronous: Whether training goes on while a checkpoint is written. It needs host memory
+            for a copy of the weights and the optimizer state, which the processes share out; with
+            `false`, each copies and writes a few gigabytes at a time while training waits.
         keep_last: How many of the newest are kept.
         keep_every: Steps whose multiples are kept for good; 0 for none.
         keep_best: Whether the one with the lowest validation loss is kept, among those of steps
@@ -26,6 +29,7 @@ class CheckpointConfig:
 
     root: str = "checkpoints"
     every: int = 100
+    asynchronous: bool = True
     keep_last: int = 2
     keep_every: int = 0
     keep_best: bool = True

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,31 +44,46 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def write_tensors(
-    folder: Path, stem: str, tensors: Iterable[tuple[str, torch.Tensor]], *, write: bool
-) -> None:
-    """Streams named tensors into `<stem>-00001.safetensors`, …, a few gigabytes each.
+def write_tensors(folder: Path, stem: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Streams named tensors into `<stem>-00001.safetensors`, …, a few gigabytes each."""
+    for name, shard in shards(stem, tensors):
+        save_tensors(shard, folder / name)
+
+
+def shards(
+    stem: str, tensors: Iterable[tuple[str, torch.Tensor]], rank: int = 0, world_size: int = 1
+) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """Copies this process's share of a stream of tensors to the host, some gigabytes at a time.
+
+    Each tensor belongs to the process that has the fewest bytes so far, which all of them work
+    out alike, so that memory and disk traffic are spread evenly.
 
     Args:
-        folder: Where the files go.
-        stem: First part of their names.
-        tensors: Consumed to the end on every process, because each item may take a collective.
-        write: Whether this process writes; the others only take part.
+        stem: First part of the files' names.
+        tensors: The same on every process, in the same order. Consumed to the end, because each
+            item may take a collective.
+        rank: Number of this process.
+        world_size: How many there are.
+
+    Yields:
+        Name and content of a file, which no other process writes.
     """
     shard: dict[str, torch.Tensor] = {}
-    size, number = 0, 1
+    size, number, loads = 0, 1 + rank, [0] * world_size
     for name, tensor in tensors:
-        if not write:
-            continue
         bytes_here = tensor.numel() * tensor.element_size()
+        owner = loads.index(min(loads))
+        loads[owner] += bytes_here
+        if owner != rank:
+            continue
         if shard and size + bytes_here > SHARD_BYTES:
-            save_tensors(shard, folder / f"{stem}-{number:05d}.safetensors")
-            shard, size, number = {}, 0, number + 1
+            yield f"{stem}-{number:05d}.safetensors", shard
+            shard, size, number = {}, 0, number + world_size
         # A copy, so that tied or viewed memory becomes an independent, contiguous tensor.
-        shard[name] = tensor.to("cpu", copy=True).contiguous()
+        shard[name] = tensor.detach().to("cpu", copy=True).contiguous()
         size += bytes_here
-    if write:
-        save_tensors(shard, folder / f"{stem}-{number:05d}.safetensors")
+    if shard:
+        yield f"{stem}-{number:05d}.safetensors", shard
 
 
 def save_tensors(
@@ -86,26 +102,75 @@ def _umask() -> int:
     return mask
 
 
-def read_tensors(folder: Path, stem: str) -> dict[str, torch.Tensor]:
-    """What `write_tensors` wrote."""
-    tensors: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob(f"{stem}-*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                tensors[name] = file.get_tensor(name)
-    return tensors
+def read_tensors(folder: Path, stem: str) -> Mapping[str, torch.Tensor]:
+    """What was written as `<stem>-*.safetensors`; a tensor is read when it is asked for."""
+    return LazyTensors(sorted(folder.glob(f"{stem}-*.safetensors")))
+
+
+class LazyTensors(Mapping[str, torch.Tensor]):
+    """Tensors in files, mapped into memory one at a time.
+
+    The files are opened at once: deleting them afterwards takes nothing away.
+
+    Args:
+        paths: Files in the safetensors format.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._file_of: dict[str, Any] = {}
+        for path in paths:
+            file = safe_open(path, framework="pt")
+            self._file_of |= dict.fromkeys(file.keys(), file)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._file_of[name].get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+
+def record(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file, once the file is on disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return {"bytes": path.stat().st_size, "blake2b": checksum(path)}
+
+
+def hand_over(folder: Path, rank: int, records: dict[str, dict[str, Any]]) -> None:
+    """Tells the process that will seal a folder that this one has written its files."""
+    write_json(folder / _receipt(rank), records)
+
+
+def handed_over(folder: Path, world_size: int) -> bool:
+    """Whether every process has written its files."""
+    return all((folder / _receipt(rank)).exists() for rank in range(world_size))
+
+
+def _receipt(rank: int) -> str:
+    return f".written-{rank:05d}.json"
 
 
 def seal(folder: Path) -> None:
-    """Writes the manifest of a finished folder: sizes and checksums, after all else is on disk."""
-    entries = {}
-    for path in _content(folder):
-        entries[path.relative_to(folder).as_posix()] = {
-            "bytes": path.stat().st_size,
-            "blake2b": checksum(path),
-        }
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    """Writes the manifest of a finished folder: sizes and checksums, after all else is on disk.
+
+    Files that a process has handed over are taken by its word; it is the one that had them in
+    memory.
+
+    Raises:
+        OSError: If a file that was handed over is not there.
+    """
+    records: dict[str, dict[str, Any]] = {}
+    for receipt in folder.glob(".written-*.json"):
+        records |= json.loads(receipt.read_text(encoding="utf-8"))
+        receipt.unlink()
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    for name in sorted(records.keys() - names):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder / name))
+    entries = {name: records.get(name) or record(folder / name) for name in sorted(names)}
     write_json(folder / MANIFEST, {"format": 1, "files": entries})
 
 
@@ -146,12 +211,6 @@ def remove(folder: Path) -> None:
         shutil.rmtree(dying)
     folder.rename(dying)
     shutil.rmtree(dying)
-
-
-def _content(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != MANIFEST:
-            yield path
 
 
 def _sync_directory(folder: Path) -> None:

@@ -1,25 +1,27 @@
-"""What a checkpoint of a training run holds, written and read by all processes together."""
+"""What a checkpoint of a training run holds."""
 
 from __future__ import annotations
 
-import errno
 import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from lsp.checkpointing.files import read_tensors, save_tensors, write_tensors, write_text
-from lsp.checkpointing.store import CheckpointStore, read_state, read_weights, write_state
+from lsp.checkpointing.background import Part
+from lsp.checkpointing.files import read_tensors, save_tensors, shards, write_json, write_text
+from lsp.checkpointing.store import STATE, read_state, read_weights
 from lsp.core.errors import UserError
 from lsp.core.seeding import rng_state, seed_everything, set_rng_state, stream
 from lsp.core.versions import versions
-from lsp.parallel.collectives import rank, together
 from lsp.parallel.engine import Engine
+
+T = TypeVar("T")
 
 RESTORE_STREAM = 5
 
@@ -69,110 +71,81 @@ class TrainState:
         return cls(**{key: value for key, value in values.items() if key in known})
 
 
-def save_snapshot(
-    store: CheckpointStore, engine: Engine, state: TrainState, config_yaml: str
-) -> Path:
-    """Writes a checkpoint; every process must call it.
+class Contents:
+    """The files that this process adds to a checkpoint.
 
     Args:
-        store: Of the run.
         engine: Whose weights and optimizer state are saved.
         state: Where the run stands.
         config_yaml: The resolved configuration.
-
-    Returns:
-        The folder, complete.
-
-    Raises:
-        UserError: If it could not be written, for example because the disk is full. The
-            checkpoints before it are untouched.
     """
-    main = engine.runtime.is_main
-    # The collectives inside must run on every process even if writing failed on this one, so
-    # a failure is carried along and raised at the end.
-    writer = _Writer()
-    aside = store.run_dir / f".step-{state.step:08d}.aside"
-    if main:
-        writer.attempt(lambda: store.begin(state.step))
-    writer.agree(store)
-    _write_streamed(writer, aside, "model", engine.weights(), main)
-    _write_streamed(writer, aside, "optimizer", engine.optimizer_state(), main)
-    writer.attempt(lambda: _write_rng(aside, engine.runtime.rank))
-    writer.agree(store)
-    if main:
-        state.scaler = engine.scaler_state()
-        values = asdict(state) | {
-            "world_size": engine.runtime.world_size,
-            "versions": versions(),
+
+    def __init__(self, engine: Engine, state: TrainState, config_yaml: str) -> None:
+        self._engine = engine
+        self._state = state
+        self._config_yaml = config_yaml
+        self._streams = {
+            "model": self._counted(engine.weights()),
+            "optimizer": self._counted(engine.optimizer_state()),
         }
-        writer.attempt(lambda: write_state(aside, values))
-        writer.attempt(lambda: write_text(aside / "config.yaml", config_yaml))
-        writer.attempt(lambda: store.commit(aside, state.step))
-    writer.agree(store)
-    return store.path(state.step)
+        self._tensors = 0
+
+    def parts(self) -> Iterator[Part]:
+        """The files one after the other; every process must iterate to the end.
+
+        They hold copies: what they were made from may change as soon as they are there.
+        """
+        place = self._engine.runtime
+        for stem, tensors in self._streams.items():
+            for name, shard in shards(stem, tensors, place.rank, place.world_size):
+                yield name, partial(save_tensors, shard)
+        yield f"rng-{place.rank:05d}.safetensors", partial(_write_rng, rng_state())
+        if place.is_main:
+            self._state.scaler = self._engine.scaler_state()
+            values = asdict(self._state)
+            values |= {"world_size": place.world_size, "versions": versions()}
+            yield STATE, partial(_write_json, values)
+            yield "config.yaml", partial(_write_text, self._config_yaml)
+
+    def take_part(self) -> None:
+        """Takes part in the collectives that are left where this process has failed amid them."""
+        for tensors in self._streams.values():
+            deque(tensors, maxlen=0)
+
+    def check(self, folder: Path) -> None:
+        """Opens what all processes have written: each tensor is there, in one of the files."""
+        written = sum(len(read_tensors(folder, stem)) for stem in self._streams)
+        if written != self._tensors:
+            raise RuntimeError(f"{folder} holds {written} tensors of {self._tensors}")
+
+    def _counted(self, tensors: Iterator[T]) -> Iterator[T]:
+        for tensor in tensors:
+            self._tensors += 1
+            yield tensor
 
 
-class _Writer:
-    """Runs file operations, keeps the first failure, and lets all processes agree on it."""
-
-    def __init__(self) -> None:
-        self.error: OSError | SafetensorError | None = None
-
-    def attempt(self, work: Callable[[], object]) -> None:
-        if self.error is not None:
-            return
-        try:
-            work()
-        except (OSError, SafetensorError) as error:
-            self.error = error
-
-    def agree(self, store: CheckpointStore) -> None:
-        """Ends every process if any failed, after clearing away the unfinished folder."""
-        try:
-            together(self._complain)
-        except (UserError, SystemExit):
-            if rank() == 0:
-                with suppress(OSError):
-                    store.clean()
-            raise
-
-    def _complain(self) -> None:
-        if self.error is not None:
-            raise UserError(_explain(self.error)) from self.error
-
-
-def _explain(error: OSError | SafetensorError) -> str:
-    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-    reason = "the disk is full" if full else " ".join(str(error).split())
-    return (
-        f"the checkpoint could not be written: {reason}. Earlier checkpoints are untouched: "
-        "make room or set checkpoint.root elsewhere, then run the same command again"
-    )
-
-
-def _write_streamed(writer: _Writer, folder: Path, stem: str, tensors: Any, main: bool) -> None:
-    write = main and writer.error is None
-    iterator = iter(tensors)
-    writer.attempt(lambda: write_tensors(folder, stem, iterator, write=write))
-    for _ in iterator:  # a failed writer still takes part in the collectives that are left
-        pass
-
-
-def _write_rng(folder: Path, rank: int) -> None:
-    state = rng_state()
+def _write_rng(state: dict[str, Any], path: Path) -> None:
     tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
     plain = {k: v for k, v in state.items() if not isinstance(v, torch.Tensor)}
-    save_tensors(tensors, folder / f"rng-{rank:05d}.safetensors", {"plain": json.dumps(plain)})
+    save_tensors(tensors, path, {"plain": json.dumps(plain)})
+
+
+def _write_json(value: Any, path: Path) -> None:
+    write_json(path, value)
+
+
+def _write_text(text: str, path: Path) -> None:
+    write_text(path, text)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A checkpoint, read into host memory."""
+    """A checkpoint whose tensors are read one at a time, when they are asked for."""
 
     path: Path
     state: TrainState
-    weights: dict[str, torch.Tensor]
-    optimizer: dict[str, torch.Tensor]
+    weights: Mapping[str, torch.Tensor]
+    optimizer: Mapping[str, torch.Tensor]
 
     def restore_rng(self, rank: int, seed: int) -> None:
         """Sets the global generators; a process that did not exist then gets its own seed."""

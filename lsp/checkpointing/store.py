@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import secrets
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +126,12 @@ class CheckpointStore:
         return min(losses, key=lambda step: losses[step]) if losses else None
 
     def begin(self, step: int) -> Path:
-        """An empty folder beside the final one, to be filled and then given to `commit`."""
-        aside = self.run_dir / f".step-{step:08d}.aside"
-        if aside.exists():
-            shutil.rmtree(aside)
+        """An empty folder beside the final one, to be filled and then given to `commit`.
+
+        No two saves share a folder: a process of a session that was given up, on a host that was
+        out of reach, must not write into the checkpoint of the session that took its place.
+        """
+        aside = self.run_dir / f".step-{step:08d}-{secrets.token_hex(4)}.aside"
         aside.mkdir(parents=True)
         return aside
 
@@ -192,8 +195,8 @@ def read_state(step_dir: Path) -> dict[str, Any]:
     return state
 
 
-def read_weights(step_dir: Path) -> dict[str, torch.Tensor]:
-    """Weights of a checkpoint by parameter name, fp32, on the host.
+def read_weights(step_dir: Path) -> Mapping[str, torch.Tensor]:
+    """Weights of a checkpoint by parameter name, fp32, read when they are asked for.
 
     Raises:
         UserError: If the folder holds none.

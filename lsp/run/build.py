@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
+
+import torch
 
 from data_pipelines.manifest import content_digest
 from data_pipelines.prepare import PreparedData, prepare
@@ -207,23 +209,23 @@ def build_model(config: RunConfig) -> LanguageModel:
     return architecture.build(config.architecture, config.memory)
 
 
-def load_weights(model: LanguageModel, weights: dict[str, Any], origin: Path) -> None:
-    """Sets a model's weights.
+def load_weights(model: LanguageModel, weights: Mapping[str, torch.Tensor], origin: Path) -> None:
+    """Sets a model's weights, which may be read one at a time.
 
     Raises:
         UserError: If names or shapes differ, naming the first.
     """
     own = model.state_dict()
-    for name in sorted(own.keys() | weights.keys()):
-        if name not in weights or name not in own:
-            where = "the checkpoint" if name not in weights else "the model"
-            raise UserError(f"{origin}: {name} is missing from {where}")
-        if own[name].shape != weights[name].shape:
+    for name in sorted(own.keys() ^ weights.keys()):
+        where = "the checkpoint" if name not in weights else "the model"
+        raise UserError(f"{origin}: {name} is missing from {where}")
+    for name, value in weights.items():
+        if own[name].shape != value.shape:
             raise UserError(
-                f"{origin}: {name} has shape {tuple(weights[name].shape)}, the model needs "
+                f"{origin}: {name} has shape {tuple(value.shape)}, the model needs "
                 f"{tuple(own[name].shape)}"
             )
-    model.load_state_dict(weights)
+        own[name].copy_(value)
 
 
 def plan_share(config: RunConfig, place: Runtime) -> Share:

@@ -95,7 +95,7 @@ def _write_run(run: RunConfig, published: PublishedModel, out: Path, source: str
         tokenizer = import_tokenizer(published, aside / "tokenizer")
         store, config_yaml = CheckpointStore(aside), save_yaml(run)
         folder = store.begin(0)
-        write_tensors(folder, "model", published.weights.items(), write=True)
+        write_tensors(folder, "model", published.weights.items())
         state = asdict(TrainState(imported_from=source))
         write_state(folder, state | {"world_size": 1, "versions": versions()})
         write_text(folder / "config.yaml", config_yaml)

@@ -18,6 +18,7 @@ from lsp.checkpointing.files import (
     read_tensors,
     save_tensors,
     seal,
+    shards,
     verify,
     write_tensors,
     write_text,
@@ -28,7 +29,7 @@ from lsp.core.errors import UserError
 
 def save(store: CheckpointStore, step: int, loss: float | None = None, **state: object) -> Path:
     aside = store.begin(step)
-    write_tensors(aside, "model", [("weight", torch.full((64, 64), float(step)))], write=True)
+    write_tensors(aside, "model", [("weight", torch.full((64, 64), float(step)))])
     write_state(aside, {"step": step, "validation_loss": loss, "validation_step": step} | state)
     return store.commit(aside, step)
 
@@ -152,7 +153,7 @@ def test_a_step_is_saved_again(store):
 
 def test_a_killed_save_leaves_nothing_that_counts(store):
     aside = store.begin(40)
-    write_tensors(aside, "model", [("weight", torch.ones(9))], write=True)
+    write_tensors(aside, "model", [("weight", torch.ones(9))])
     sealed = store.begin(50)
     seal(sealed)  # killed just before the rename
     store.path(10).rename(store.run_dir / ".step-00000010.deleted")  # killed while deleting
@@ -167,9 +168,14 @@ def test_a_killed_save_leaves_nothing_that_counts(store):
     assert save(store, 40) == store.path(40)
 
 
-def test_begin_empties_what_a_killed_save_left(store):
-    (store.begin(40) / "junk").write_text("x")
-    assert list(store.begin(40).iterdir()) == []
+def test_no_two_saves_share_a_folder(store):
+    """A process that was given up for dead writes into no other session's checkpoint."""
+    first, second = store.begin(40), store.begin(40)
+    (first / "junk").write_text("x")
+    assert list(second.iterdir()) == []
+    store.clean()
+    assert not first.exists()
+    assert not second.exists()
 
 
 def test_publish_replaces_in_one_move(tmp_path):
@@ -239,7 +245,7 @@ def test_long_runs_are_in_order(tmp_path):
 def test_shared_memory_is_saved_as_independent_tensors(tmp_path):
     table = torch.arange(12.0).view(3, 4)
     tensors = {"tied": table, "head": table, "column": table[:, 1], "transposed": table.T}
-    write_tensors(tmp_path, "model", tensors.items(), write=True)
+    write_tensors(tmp_path, "model", tensors.items())
     found = read_tensors(tmp_path, "model")
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[key], value) for key, value in tensors.items())
@@ -251,18 +257,42 @@ def test_large_sets_are_written_in_shards(tmp_path, monkeypatch):
     monkeypatch.setattr("lsp.checkpointing.files.SHARD_BYTES", 4096)
     tensors = {f"weight-{n}": torch.full((400,), float(n)) for n in range(7)}
     tensors["huge"] = torch.rand(5000)
-    write_tensors(tmp_path, "model", tensors.items(), write=True)
+    write_tensors(tmp_path, "model", tensors.items())
     assert len(list(tmp_path.glob("model-*.safetensors"))) == 5
     found = read_tensors(tmp_path, "model")
     assert all(torch.equal(found[key], value) for key, value in tensors.items())
 
 
-def test_other_processes_write_nothing_but_take_part(tmp_path):
-    consumed = []
-    tensors = (consumed.append(n) or (str(n), torch.ones(1)) for n in range(3))
-    write_tensors(tmp_path, "model", tensors, write=False)
-    assert consumed == [0, 1, 2]
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_processes_share_out_the_tensors(monkeypatch, world_size):
+    monkeypatch.setattr("lsp.checkpointing.files.SHARD_BYTES", 4096)
+    tensors = {f"weight-{n}": torch.full((n * 50,), float(n)) for n in range(1, 6)}
+    found: dict[str, torch.Tensor] = {}
+    names: list[str] = []
+    for rank in range(world_size):
+        consumed = []
+        stream = ((name, consumed.append(name) or value) for name, value in tensors.items())
+        for name, shard in shards("model", stream, rank, world_size):
+            assert not found.keys() & shard.keys()
+            names.append(name)
+            found |= shard
+        assert consumed == list(tensors)  # every process takes part in every collective
+    assert len(set(names)) == len(names) >= min(world_size, 2) - 1
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[key], value) for key, value in tensors.items())
+
+
+def test_shares_are_even():
+    tensors = [(str(n), torch.empty(size)) for n, size in enumerate((900, 300, 300, 300, 10, 8))]
+    loads = [
+        sum(
+            value.numel()
+            for _, shard in shards("model", tensors, rank, 2)
+            for value in shard.values()
+        )
+        for rank in range(2)
+    ]
+    assert loads == [910, 908]
 
 
 def test_files_are_readable_as_the_umask_says(tmp_path):

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-from lsp.checkpointing.snapshot import TrainState, read_snapshot, save_snapshot
+from lsp.checkpointing.config import CheckpointConfig
+from lsp.checkpointing.saver import Saver
+from lsp.checkpointing.snapshot import TrainState, read_snapshot
 from lsp.checkpointing.store import CheckpointStore
 from lsp.parallel.collectives import sum_over_ranks
 from lsp.parallel.config import ParallelismConfig, PrecisionConfig
@@ -90,8 +92,9 @@ def _train(job: Job, place: Runtime) -> Outcome:
     outcome.optimizer = {name: value.clone() for name, value in engine.optimizer_state()}
     outcome.partitioned = 1 - held / sum(v.numel() for v in outcome.weights.values())
     if job.save is not None:
-        state = TrainState(step=job.last)
-        save_snapshot(CheckpointStore(Path(job.save)), engine, state, "")
+        saver = Saver(CheckpointStore(Path(job.save)), engine, CheckpointConfig(), print)
+        saver.save(TrainState(step=job.last), "")
+        saver.finish()
     return outcome
 
 

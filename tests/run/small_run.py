@@ -50,7 +50,7 @@ def make_run(root: Path, *overrides: str) -> tuple[RunConfig, LanguageModel, Pre
     model = build_model(config).eval()
     store = CheckpointStore(config.run_dir)
     folder = store.begin(3)
-    write_tensors(folder, "model", model.state_dict().items(), write=True)
+    write_tensors(folder, "model", model.state_dict().items())
     state = TrainState(
         step=3,
         tokens=384,

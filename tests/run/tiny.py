@@ -15,6 +15,7 @@ from lsp.tracking.tracker import read_rows
 TEXT = "reversible layers keep two streams and give back what they were given def return 0 1"
 
 TIMING = {"tokens_per_second", "model_flops_utilisation", "peak_memory_bytes", "seconds"}
+TIMING |= {"save_stall_seconds"}
 """Columns that no two runs share."""
 
 
@@ -64,7 +65,7 @@ def tensors(run_dir: Path) -> dict[str, torch.Tensor]:
     """Weights and optimizer state of the newest checkpoint."""
     step_dir = CheckpointStore(run_dir).latest()
     assert step_dir is not None
-    return read_weights(step_dir) | read_tensors(step_dir, "optimizer")
+    return {**read_weights(step_dir), **read_tensors(step_dir, "optimizer")}
 
 
 def assert_same_run(found: Path, expected: Path) -> None:
