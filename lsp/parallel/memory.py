@@ -17,7 +17,7 @@ two), or rows and columns of a matrix, which are few."""
 BUCKET = 50_000_000
 """Elements of a gradient bucket (`parallelism.reduce_bucket_size`)."""
 
-LIVE = 1_000_000_000
+LIVE = 100_000_000
 """Elements that ZeRO-3 keeps gathered (`parallelism.max_live_parameters`)."""
 
 

@@ -1,4 +1,4 @@
-"""ZeRO-1, 2 and 3 (1910.02054): DeepSpeed's engine, prepared by accelerate.
+"""ZeRO-1, 2 and 3 (1910.02054), offloaded or not: DeepSpeed's engine, prepared by accelerate.
 
 Whole tensors are read and written through DeepSpeed's per-parameter access, so that a checkpoint
 does not depend on how many processes wrote it or at which stage.
@@ -26,9 +26,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lsp.core.errors import UserError
+from lsp.parallel.collectives import together
 from lsp.parallel.config import ParallelismConfig, PrecisionConfig
 from lsp.parallel.deepspeed_config import deepspeed_config, zero_stage
 from lsp.parallel.engine import Engine, StepResult, Tensors, check_state_names, split_state_key
+from lsp.parallel.offload import cpu_adam, load_extensions
 from lsp.parallel.runtime import Runtime
 
 
@@ -50,12 +52,17 @@ class ZeroEngine(Engine):
         # DeepSpeed would compile this shared-memory extension for a minute; gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.stage = zero_stage(parallelism, precision)
+        self.offloaded = parallelism.sharding.optimizer != "device"
+        if self.offloaded:
+            together(lambda: load_extensions(parallelism))
+            optimizer = cpu_adam(optimizer)
         config = deepspeed_config(
             parallelism,
             precision,
             micro_batch=micro_batch,
             world_size=runtime.world_size,
             gradient_clip=gradient_clip,
+            pin_memory=runtime.device.type == "cuda",
         )
         backend = "nccl" if runtime.device.type == "cuda" else "gloo"
         # Neither `cpu=True` nor another set-up: those run silently as plain DDP or as several
@@ -170,10 +177,12 @@ class ZeroEngine(Engine):
                 "the checkpoint counts different steps for different parameters, which ZeRO "
                 "cannot hold; resume with parallelism=single or ddp"
             )
+        (step,) = steps
         for flat in self._flat_partitions():
-            self.zero.optimizer.state[flat] = {"step": torch.tensor(steps.copy().pop())} | {
-                field: torch.zeros_like(flat) for field in sorted(fields - {"step"})
-            }
+            # DeepSpeed's CPU optimizer counts in plain numbers, torch's in tensors.
+            self.zero.optimizer.state[flat] = {
+                "step": int(step) if self.offloaded else torch.tensor(step)
+            } | {field: torch.zeros_like(flat) for field in sorted(fields - {"step"})}
         self._link_state()
 
     def _link_state(self) -> None:

@@ -67,7 +67,13 @@ def _check_strategy(config: RunConfig, processes: int) -> None:
     require(
         strategy != "single" or processes == 1,
         f"parallelism=single is for one process, and {processes} were started: "
-        "use parallelism=ddp, zero1, zero2 or zero3",
+        "use parallelism=ddp, zero1, zero2, zero3 or auto",
+    )
+    partition = config.parallelism.hpz_partition_size
+    require(
+        processes % partition == 0,
+        f"parallelism.hpz_partition_size={partition} does not divide the number of processes, "
+        f"{processes}: use 1 (none), or how many there are on one machine",
     )
     optimizer = type(config.optimizer).__name__
     require(
@@ -94,6 +100,9 @@ def _check_sequence(config: RunConfig, processes: int) -> None:
 def _check_device(config: RunConfig) -> None:
     import torch
 
+    from lsp.parallel.offload import check_offload
+
+    check_offload(config.parallelism)
     device = config.parallelism.device
     has_gpu = torch.cuda.is_available()
     require(
@@ -101,6 +110,11 @@ def _check_device(config: RunConfig) -> None:
         "parallelism.device=cuda: this machine has no CUDA device that torch can use; "
         "use parallelism.device=auto or cpu",
     )
+    for key in ("quantized_weights", "quantized_gradients"):
+        require(
+            not getattr(config.parallelism, key) or (has_gpu and device != "cpu"),
+            f"parallelism.{key}=true needs CUDA, and this run is on a CPU: use false",
+        )
     require(
         config.precision.name != "fp16" or (has_gpu and device != "cpu"),
         "precision=fp16 needs a GPU: use precision=bf16 or fp32 on a CPU",

@@ -16,6 +16,7 @@ NEEDED = {
     "data/jsonl": ["data.paths=[a.jsonl]"],
     "data/parquet": ["data.paths=[a.parquet]"],
     "data/hub_dataset": ["data.name=x"],
+    "parallelism/zero3_nvme": ["parallelism.offload.nvme_path=x"],
     "tokenizer/pretrained": ["tokenizer.name=x"],
 }
 PRIMARY = sorted(file.stem for file in conf_dir().glob("*.yaml"))

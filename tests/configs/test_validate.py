@@ -56,6 +56,33 @@ REFUSED = {
         1,
         ["optimizer=adafactor", "parallelism=zero2", "optimizer=adamw", "parallelism=ddp"],
     ),
+    "muon-offload": (["optimizer=muon", "parallelism=zero2_offload"], 2, ["optimizer=muon"]),
+    "nvme-nowhere": (["parallelism=zero3_nvme"], 1, ["parallelism.offload.nvme_path=/local_nvme"]),
+    "nvme-not-a-folder": (
+        ["parallelism=zero3_nvme", "parallelism.offload.nvme_path=/nowhere/nvme"],
+        1,
+        ["parallelism.offload.nvme_path=/nowhere/nvme is not a folder"],
+    ),
+    "quantized-without-gpu": (
+        ["parallelism=zero3", "parallelism.quantized_weights=true", "parallelism.device=cpu"],
+        2,
+        ["parallelism.quantized_weights=true needs CUDA", "use false"],
+    ),
+    "hpz-of-zero2": (
+        ["parallelism=zero2", "parallelism.hpz_partition_size=2"],
+        2,
+        ["parallelism.hpz_partition_size=2", "parallelism=zero2", "use parallelism=zero3"],
+    ),
+    "hpz-not-dividing": (
+        ["parallelism=zero3", "parallelism.hpz_partition_size=3", "tokens_per_step=4096"],
+        2,
+        ["parallelism.hpz_partition_size=3", "processes, 2"],
+    ),
+    "zero-keys-of-ddp": (
+        ["parallelism=ddp", "+parallelism.zero.memory_efficient_linear=false"],
+        2,
+        ["parallelism.zero={'memory_efficient_linear': False}", "parallelism=ddp"],
+    ),
     "muon-zero": (["optimizer=muon", "parallelism=zero1"], 2, ["optimizer=muon"]),
     "fp16-without-gpu": (
         ["precision=fp16", "parallelism.device=cpu"],
@@ -84,6 +111,9 @@ ALLOWED = {
     "ddp-alone": (["parallelism=ddp"], 1),
     "zero-alone": (["parallelism=zero3"], 1),
     "zero-of-several": (["parallelism=zero2"], 4),
+    "auto-of-several": (["parallelism=auto"], 4),
+    "auto-muon": (["parallelism=auto", "optimizer=muon"], 1),
+    "hpz": (["parallelism=zero3", "parallelism.hpz_partition_size=2"], 4),
     "muon-ddp": (["optimizer=muon", "parallelism=ddp"], 2),
     "adafactor-single": (["optimizer=adafactor"], 1),
     "bf16-on-cpu": (["precision=bf16", "parallelism.device=cpu"], 1),

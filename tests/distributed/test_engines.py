@@ -11,6 +11,7 @@ from tests.distributed.spawn import run_distributed
 from tests.distributed.work import Job, Outcome, train
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
+OFFLOADED = ("zero2_offload", "zero3_offload")
 
 
 @pytest.fixture(scope="module")
@@ -27,25 +28,41 @@ def assert_close(found: Outcome, expected: Outcome, losses: float, weights: floa
         torch.testing.assert_close(found.weights[name], value, rtol=0, atol=weights)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_equals_one_process(tmp_path, alone, strategy):
-    residual = "stored" if strategy in ("ddp", "zero3") else "recomputed"
-    jobs = [
+def jobs_of(strategy: str) -> list[Job]:
+    residual = "stored" if strategy == "ddp" or strategy.startswith("zero3") else "recomputed"
+    return [
         Job(strategy),
         Job(strategy, accumulation=2, residual=residual, last=8),
         Job(strategy, last=7, poisoned=(3, 4)),
         Job(strategy, precision="bf16", last=6),
         Job(strategy, precision="bf16", last=0),
     ]
-    first, second = run_distributed(train, 2, tmp_path, jobs)
-    whole, accumulated, poisoned, bf16, untrained = first
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_equals_one_process(tmp_path, alone, strategy):
+    first, second = run_distributed(train, 2, tmp_path, jobs_of(strategy))
+    assert_same_on_both(first, second)
+    assert_equals_one_process(strategy, first, alone)
+
+
+def assert_same_on_both(first: list[Outcome], second: list[Outcome]) -> None:
+    for ours, theirs in zip(first, second, strict=True):
+        assert ours.losses == theirs.losses
+        assert all(torch.equal(ours.weights[n], v) for n, v in theirs.weights.items())
+
+
+def assert_equals_one_process(
+    strategy: str, outcomes: list[Outcome], alone: dict[Job, Outcome]
+) -> None:
+    whole, accumulated, poisoned, bf16, untrained = outcomes
 
     assert_close(whole, alone[Job()], losses=1e-5, weights=1e-4)
     assert whole.norms == pytest.approx(alone[Job()].norms, rel=1e-4)
     assert whole.optimizer.keys() == alone[Job()].optimizer.keys()
     assert_close(accumulated, alone[Job(last=8)], losses=1e-5, weights=1e-4)
     # With a threshold of 0, ZeRO-3 leaves no weight whole, however small the model.
-    assert (whole.partitioned > 0.9) == (strategy == "zero3")
+    assert (whole.partitioned > 0.9) == strategy.startswith("zero3")
 
     # A loss that is not finite on one process is skipped by all, and nothing changes.
     reference = alone[Job(last=7, poisoned=(3, 4))]
@@ -60,10 +77,6 @@ def test_equals_one_process(tmp_path, alone, strategy):
     trained = {key.rpartition("/")[0] for key in whole.optimizer}
     moved = [float((whole.weights[name] - fresh[name]).abs().max()) for name in trained]
     assert min(moved) > 0.01  # equal, above, does not mean that nothing happened
-
-    for ours, theirs in zip(first, second, strict=True):
-        assert ours.losses == theirs.losses
-        assert all(torch.equal(ours.weights[n], v) for n, v in theirs.weights.items())
 
 
 def test_checkpoint_moves_between_strategies_and_numbers_of_processes(tmp_path):
@@ -90,3 +103,30 @@ def test_checkpoint_moves_between_strategies_and_numbers_of_processes(tmp_path):
     assert again.losses == unbroken.losses[3:]
     assert all(torch.equal(again.weights[n], v) for n, v in unbroken.weights.items())
     assert all(torch.equal(again.optimizer[n], v) for n, v in unbroken.optimizer.items())
+
+
+def test_offloaded(tmp_path, alone):
+    """Equal to one process; resumed, bit for bit the unbroken run; others go on with it."""
+    saved = {name: str(tmp_path / name) for name in OFFLOADED}
+    jobs = [job for name in OFFLOADED for job in jobs_of(name)]
+    for name, folder in saved.items():
+        jobs.append(Job(name, last=5, save=folder))
+        jobs += [Job(name, last=8), Job(name, first=5, last=8, load=folder)]
+    jobs.append(Job("zero3_offload", first=5, last=8, load=saved["zero2_offload"]))
+    jobs.append(Job("zero1", first=5, last=8, load=saved["zero3_offload"]))
+    first, second = run_distributed(train, 2, tmp_path / "two", jobs)
+    assert_same_on_both(first, second)
+    assert_equals_one_process("zero2_offload", first[:5], alone)
+    assert_equals_one_process("zero3_offload", first[5:10], alone)
+
+    for unbroken, again in (first[11:13], first[14:16]):
+        assert again.losses == unbroken.losses[5:]
+        assert all(torch.equal(again.weights[n], v) for n, v in unbroken.weights.items())
+        assert all(torch.equal(again.optimizer[n], v) for n, v in unbroken.optimizer.items())
+    moved = first[16:] + train([Job(first=5, last=8, load=saved["zero2_offload"])])
+    whole = alone[Job(last=8)]
+    for outcome in moved:
+        assert outcome.losses == pytest.approx(whole.losses[5:], rel=1e-5)
+        assert outcome.optimizer.keys() == whole.optimizer.keys()
+        for name, value in whole.weights.items():
+            torch.testing.assert_close(outcome.weights[name], value, rtol=0, atol=1e-4)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cpuinfo
 import torch
 
 from lsp.checkpointing.config import CheckpointConfig
@@ -24,6 +26,9 @@ from lsp.training.optimizers import build_optimizers, set_learning_rate
 from tests.training.tiny import batch, reformer
 
 ROWS = 4
+
+# DeepSpeed's CPU optimizer asks each time it is made, and the answer takes a second.
+cpuinfo.get_cpu_info = cache(cpuinfo.get_cpu_info)
 
 
 @dataclass(frozen=True)

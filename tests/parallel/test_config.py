@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from lsp.core.errors import UserError
-from lsp.parallel.config import STRATEGIES, ParallelismConfig, PrecisionConfig
+from lsp.parallel.config import STRATEGIES, OffloadConfig, ParallelismConfig, PrecisionConfig
 from lsp.parallel.deepspeed_config import deepspeed_config, zero_stage
 from lsp.parallel.prepare import prepare_engine
 from lsp.parallel.runtime import check_precision, choose_device, runtime
@@ -72,8 +73,61 @@ def test_fp16_begins_at_a_power_of_two(scale, power):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_zero_stage_of_a_strategy(strategy):
-    expected = {"zero1": 1, "zero2": 2, "zero3": 3}.get(strategy, 0)
-    assert ParallelismConfig(strategy=strategy).zero_stage == expected
+    expected = int(strategy[4]) if strategy.startswith("zero") else 0
+    offload = OffloadConfig(nvme_path="x")
+    assert ParallelismConfig(strategy=strategy, offload=offload).zero_stage == expected
+
+
+def test_what_is_offloaded():
+    zero = config_of("zero2_offload", round_robin_gradients=True)["zero_optimization"]
+    assert zero["offload_optimizer"]["device"] == "cpu"
+    assert zero["offload_optimizer"]["pin_memory"] is False
+    assert zero["round_robin_gradients"] is True
+    assert "offload_param" not in zero
+
+    zero = config_of("zero3_offload", offload=OffloadConfig(pin_memory=True))["zero_optimization"]
+    for part in ("offload_optimizer", "offload_param"):
+        assert zero[part]["device"] == "cpu"
+        assert zero[part]["pin_memory"] is True
+
+    zero = config_of("zero3_offload", offload=OffloadConfig(weights=False))["zero_optimization"]
+    assert "offload_param" not in zero
+
+    offload = OffloadConfig(nvme_path="/disk", queue_depth=3, buffer_size=5)
+    config = config_of("zero3_nvme", offload=offload)
+    zero = config["zero_optimization"]
+    assert (
+        zero["offload_optimizer"] | {"device": "nvme", "nvme_path": "/disk"}
+        == (zero["offload_optimizer"])
+    )
+    assert zero["offload_param"]["buffer_size"] == 5
+    assert config["aio"]["queue_depth"] == 3
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name.startswith("zero")])
+def test_deepspeed_knows_every_key(strategy):
+    config = (
+        config_of(strategy, model_persistence_threshold=5, offload=OffloadConfig(nvme_path="x"))
+        if strategy.startswith("zero3")
+        else config_of(strategy)
+    )
+    zero = config["zero_optimization"]
+    known = DeepSpeedZeroConfig(**zero).model_dump(by_alias=True)
+    for key, value in zero.items():
+        if not isinstance(value, dict):
+            assert known[key] == value, key
+
+
+def test_further_keys_are_passed_on():
+    config = config_of("zero3", zero={"memory_efficient_linear": False})
+    assert config["zero_optimization"]["memory_efficient_linear"] is False
+    with pytest.raises(UserError, match=r"parallelism\.zero\.stage would replace"):
+        config_of("zero3", zero={"stage": 2})
+
+
+def test_communication_may_have_another_format():
+    assert config_of("zero2", communication_dtype="bf16")["communication_data_type"] == "bf16"
+    assert "communication_data_type" not in config_of("zero2")
 
 
 @pytest.mark.parametrize(
@@ -82,10 +136,16 @@ def test_zero_stage_of_a_strategy(strategy):
         (lambda: ParallelismConfig(strategy="zero4"), "parallelism.strategy=zero4"),
         (lambda: ParallelismConfig(device="tpu"), "parallelism.device=tpu"),
         (lambda: ParallelismConfig(timeout_seconds=0), "parallelism.timeout_seconds=0"),
+        (lambda: ParallelismConfig(sub_group_size=0), "parallelism.sub_group_size=0"),
+        (lambda: ParallelismConfig(max_live_parameters=-1), "parallelism.max_live_parameters=-1"),
+        (lambda: ParallelismConfig(communication_dtype="int8"), "communication_dtype=int8"),
+        (lambda: ParallelismConfig(strategy="zero3_nvme"), "offload.nvme_path=/local_nvme"),
+        (lambda: OffloadConfig(queue_depth=0), "parallelism.offload.queue_depth=0"),
+        (lambda: OffloadConfig(max_in_cpu=-1), "parallelism.offload.max_in_cpu=-1"),
         (lambda: PrecisionConfig(name="fp8"), "precision.name=fp8"),
         (lambda: PrecisionConfig(initial_loss_scale=-1.0), "precision.initial_loss_scale=-1"),
     ],
-    ids=["strategy", "device", "timeout", "precision", "loss-scale"],
+    ids=lambda told: told if isinstance(told, str) else "",
 )
 def test_refused(make, told):
     with pytest.raises(UserError, match=told):
