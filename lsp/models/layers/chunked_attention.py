@@ -93,22 +93,16 @@ class Dropout:
 class RowMask:
     """What documents and padding hide in one row, for the blocks where they hide anything.
 
-    The positions are those of the attention's own order. In LSH attention that order sorts by
-    document first and padding last in each, so this is the same for every head and round.
+    The positions are those of the attention's own order, with the neighbours around them. In LSH
+    attention that order sorts by document first and padding last in each, so this is the same for
+    every head and round.
     """
 
     def __init__(
-        self,
-        window: Window,
-        document_L: torch.Tensor,
-        padding_L: torch.Tensor,
-        dtype: torch.dtype,
-        ring_E: torch.Tensor | None = None,
+        self, window: Window, document_E: torch.Tensor, padding_E: torch.Tensor, dtype: torch.dtype
     ) -> None:
-        if ring_E is None:
-            ring_E = window.ring(len(document_L), document_L.device)
-        document_1E = document_L.to(dtype)[ring_E][None] * OTHER_DOCUMENT
-        padding_1E = padding_L.to(dtype)[ring_E][None] * FAR
+        document_1E = document_E.to(dtype)[None] * OTHER_DOCUMENT
+        padding_1E = padding_E.to(dtype)[None] * FAR
         self.q_document = window.query_codes(document_1E)
         self.k_document = window.key_codes(document_1E)
         self.k_padding = window.key_codes(padding_1E)
@@ -117,7 +111,7 @@ class RowMask:
         hides = (self.k_document != q_first) | (self.k_padding != 0)
         hides = hides.any(-1).flatten() | (self.q_document != q_first).flatten(2).any(-1).flatten()
         # On a GPU, masking costs less than waiting for the answer.
-        self.hides = hides.tolist() if document_L.device.type == "cpu" else None
+        self.hides = hides.tolist() if document_E.device.type == "cpu" else None
 
     def block(self, first: int, last: int) -> tuple[torch.Tensor, ...] | None:
         """Codes of the queries' documents, the keys' documents and the keys' padding, or None."""

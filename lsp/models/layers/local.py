@@ -216,8 +216,8 @@ def _tiles(
     for row in range(batch):
         mask = None
         if document_BL is not None and padding_BL is not None:
-            dtype = compute_dtype(q_BNLH)
-            mask = RowMask(window, document_BL[row], padding_BL[row], dtype, ring_E)
+            codes_E = document_BL[row, ring_E], padding_BL[row, ring_E]
+            mask = RowMask(window, *codes_E, compute_dtype(q_BNLH))
         for start in range(0, num_heads, heads_at_once):
             heads = slice(start, min(start + heads_at_once, num_heads))
             q, k, v, *outer = (None if x is None else x[row, heads] for x in inputs)

@@ -175,7 +175,9 @@ def _tiles(
             document_L, padding_L = document_BL[row], padding_BL[row]
             if window.chunk_length < length:
                 padding_L = padding_L[(document_L * 2 + padding_L).argsort(stable=True)]
-            mask = RowMask(window, document_L, padding_L, compute_dtype(qk_BNLH))
+            ring_E = window.ring(length, qk_BNLH.device)
+            codes_E = document_L[ring_E], padding_L[ring_E]
+            mask = RowMask(window, *codes_E, compute_dtype(qk_BNLH))
         for start in range(0, num_heads, heads_at_once):
             heads = slice(start, min(start + heads_at_once, num_heads))
             inputs = qk_BNLH[row, heads], v_BNLH[row, heads], order_BNRL[row, heads]
