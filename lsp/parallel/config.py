@@ -76,7 +76,8 @@ class ParallelismConfig:
         sequence: Processes that share the positions of the same rows (sequence parallelism:
             DeepSpeed Ulysses, 2309.14509); 1 gives every process whole rows.
         device: `auto` takes the GPU where there is one.
-        timeout_seconds: How long a collective may wait before the run is ended.
+        timeout_seconds: How long a collective may wait before the run is ended; longer than
+            `watchdog.seconds`, which tells more.
         reduce_bucket_size: Elements reduced at once (ZeRO).
         allgather_bucket_size: Elements gathered at once (ZeRO-1 and 2).
         overlap_comm: Whether reductions overlap the backward pass.
@@ -107,7 +108,7 @@ class ParallelismConfig:
     strategy: str = "single"
     sequence: int = 1
     device: str = "auto"
-    timeout_seconds: int = 1800
+    timeout_seconds: int = 3600
     reduce_bucket_size: int = BUCKET
     allgather_bucket_size: int = 50_000_000
     overlap_comm: bool = True
@@ -138,7 +139,7 @@ class ParallelismConfig:
         )
         require(
             self.timeout_seconds > 0,
-            f"parallelism.timeout_seconds={self.timeout_seconds} must be positive, e.g. 1800",
+            f"parallelism.timeout_seconds={self.timeout_seconds} must be positive, e.g. 3600",
         )
         for key in (
             "reduce_bucket_size",

@@ -18,6 +18,7 @@ from data_pipelines.prepare import PreparedData, prepare
 from lsp.checkpointing.files import write_text
 from lsp.checkpointing.snapshot import Snapshot, TrainState
 from lsp.checkpointing.store import CheckpointStore
+from lsp.core import ranks
 from lsp.core.errors import UserError
 from lsp.core.exit_codes import DONE, USER_ERROR
 from lsp.core.ranks import leave_quietly, local_rank
@@ -34,6 +35,7 @@ from lsp.parallel.collectives import (
 )
 from lsp.parallel.prepare import prepare_engine
 from lsp.parallel.runtime import Runtime, check_precision, runtime
+from lsp.parallel.watchdog import Watchdog
 from lsp.run.compose import save_yaml, to_plain
 from lsp.run.config import RunConfig
 from lsp.run.preflight import agree_on_folder, agree_on_plan, agree_on_start, agree_on_steps
@@ -61,14 +63,19 @@ def run_training(config: RunConfig) -> int:
         UserError: If something in the configuration or in what is on disk cannot work.
     """
     _validate_once(config)
-    with runtime(config.parallelism) as place, stop_requests() as stop:
+    watchdog = Watchdog(
+        config.watchdog.seconds, config.run_dir / ".watchdog", ranks.rank(), ranks.world_size()
+    )
+    with watchdog.contact(), runtime(config.parallelism) as place, stop_requests() as stop:
         agree_on_start(config, place)
         check_precision(config.precision, place.device)
         with _only_one(config.run_dir):
             agree_on_folder(config)
-            trainer, prepared = build_trainer(config, place, stop)
+            watchdog.clear()
+            trainer, prepared = build_trainer(config, place, stop, watchdog)
             try:
-                code = trainer.fit()
+                with watchdog:
+                    code = trainer.fit()
             finally:
                 trainer.batches.close()
                 trainer.console.close()
@@ -90,7 +97,7 @@ class _Parts:
 
 
 def build_trainer(
-    config: RunConfig, place: Runtime, stop: StopRequest
+    config: RunConfig, place: Runtime, stop: StopRequest, watchdog: Watchdog
 ) -> tuple[Trainer, PreparedData]:
     """Puts the parts together; `config` is completed on the way.
 
@@ -98,6 +105,7 @@ def build_trainer(
         config: The configuration of the run.
         place: This process.
         stop: Told by signals.
+        watchdog: Told by the loop.
     """
     store = CheckpointStore(config.run_dir)
     step_dir = broadcast_object(main_process_only(lambda: _begin(config, store)))
@@ -154,6 +162,7 @@ def build_trainer(
         console=console,
         stop=stop,
         peak_flops=peak * 1e12 * place.world_size if peak else None,
+        watchdog=watchdog,
     )
     return trainer, prepared
 

@@ -25,6 +25,7 @@ from lsp.training.config import (
     OptimizerConfig,
     ScheduleConfig,
     TrainerConfig,
+    WatchdogConfig,
 )
 
 ARCHITECTURES: dict[str, type] = {"reformer": ReformerConfig}
@@ -68,6 +69,7 @@ class RunConfig:
     optimizer: OptimizerConfig = MISSING
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 

@@ -70,6 +70,25 @@ class TrainerConfig:
 
 
 @dataclass
+class WatchdogConfig:
+    """What happens to a run that hangs.
+
+    Attributes:
+        seconds: How long a process may take from one thing that it says it does to the next (a
+            micro-batch, a batch of an evaluation, a step, a checkpoint) before all tell where they
+            stand and exit with 76, upon which launchers start again; 0 never. Longer than the
+            slowest micro-batch, and shorter than `parallelism.timeout_seconds`, after which the
+            processes that wait lose patience and with it the chance to tell. One process alone is
+            not stalled while it computes.
+    """
+
+    seconds: float = 1800.0
+
+    def __post_init__(self) -> None:
+        require(self.seconds >= 0, f"watchdog.seconds={self.seconds} must be 0 (never) or more")
+
+
+@dataclass
 class OptimizerConfig:
     """Fields that every optimizer has.
 

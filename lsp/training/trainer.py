@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -19,6 +19,7 @@ from lsp.data.batches import EvaluationBatches, TrainingBatches
 from lsp.models.interface import LanguageModel
 from lsp.parallel.collectives import on_any_rank, sum_over_ranks
 from lsp.parallel.engine import Engine, StepResult
+from lsp.parallel.watchdog import Watchdog
 from lsp.tracking.tracker import Tracker
 from lsp.training.config import ScheduleConfig, TrainerConfig
 from lsp.training.console import TrainingConsole
@@ -51,6 +52,7 @@ class Trainer:
         console: Talks to the person.
         stop: Whether a signal arrived.
         peak_flops: Of all devices together, in FLOP/s; None where unknown.
+        watchdog: Told what is done, in case it is not.
     """
 
     engine: Engine
@@ -68,6 +70,7 @@ class Trainer:
     console: TrainingConsole
     stop: StopRequest
     peak_flops: float | None = None
+    watchdog: Watchdog = field(default_factory=Watchdog)
 
     def __post_init__(self) -> None:
         self.clock, self.interval = time.perf_counter(), 0.0
@@ -85,6 +88,7 @@ class Trainer:
         self.console.start()
         with self.stop.deferred(), self.saver.attended():
             while state.step < settings.max_steps:
+                self.at("fetching the rows")
                 micro_batches = self.batches.fetch(state.cursor)
                 result, stopping = self.train_step(micro_batches)
                 if result is None:
@@ -110,6 +114,7 @@ class Trainer:
         # micro-batches, so their number has to be known before the first backward pass.
         predicted = float(sum(int(batch.num_predicted) for batch in micro_batches))
         padding = float(sum(int(batch.num_padding) for batch in micro_batches))
+        self.at("counting the tokens")
         count, padding, asked = sum_over_ranks([predicted, padding, self.asked], device)
         if asked:
             return None, True
@@ -122,19 +127,31 @@ class Trainer:
                 return None, True
             last = index == len(micro_batches) - 1
             tensors = batch.to(device).tensors()
-            self.model.begin_micro_batch(seed, first_row + index * share.micro_batch)
+            row = first_row + index * share.micro_batch
+            first_sample = self.state.cursor + row
+            self.at(
+                f"forward and backward of micro-batch {index + 1} of {len(micro_batches)}",
+                range(first_sample, first_sample + share.micro_batch),
+            )
+            self.model.begin_micro_batch(seed, row)
             loss_sum += self.engine.forward_backward(tensors, scale, last=last).double()
         fraction = learning_rate_fraction(self.state.step, self.schedule, self.settings.max_steps)
         self.learning_rate = set_learning_rate(self.engine.param_groups, fraction)
         # Read before the update is queued, so that a GPU updates while the host goes on.
+        self.at("adding up the loss")
         told = [float(loss_sum), self.asked, self.saver.failed]
         total, asked, failed = sum_over_ranks(told, device)
         if failed:
             self.saver.finish()  # raises, on every process
+        self.at("updating the weights")
         result = self.engine.step()
         length = micro_batches[0].input_ids.shape[1] * share.sequence_degree
         self.advance(result, length, total, count, padding)
         return result, asked > 0
+
+    def at(self, doing: str, samples: range | None = None) -> None:
+        """Tells the watchdog what comes now."""
+        self.watchdog.phase(f"step {self.state.step + 1}: {doing}", samples)
 
     @property
     def asked(self) -> bool:
@@ -258,8 +275,15 @@ class Trainer:
         assert self.validation is not None
         self.lap()
         self.engine.module.eval()
+        self.watchdog.phase(f"after step {self.state.step}: evaluating")
         found: Evaluation = evaluate(
-            self.engine, self.validation, self.engine.runtime.device, self.bytes_per_token[1]
+            self.engine,
+            self.validation,
+            self.engine.runtime.device,
+            self.bytes_per_token[1],
+            lambda done, batches: self.watchdog.phase(
+                f"after step {self.state.step}: evaluating, {done} of {batches} batches done"
+            ),
         )
         state = self.state
         state.validation_loss = found.loss if math.isfinite(found.loss) else None
@@ -276,6 +300,7 @@ class Trainer:
 
     def save(self, *, wait: bool = False) -> None:
         """Takes a checkpoint, unless this step has one; it is written while training goes on."""
+        self.watchdog.phase(f"after step {self.state.step}: saving")
         if self.saved_step != self.state.step:
             self.lap()
             held = self.saver.save(self.state, self.config_yaml)
