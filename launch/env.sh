@@ -31,6 +31,9 @@ MAX_RESTARTS="${MAX_RESTARTS:-3}"
 # How long workers may take to save after a signal, before torchrun kills them (torch 2.12 and
 # newer; older ones wait 30 seconds).
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${GRACE_SECONDS:-${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}}"
+# Workers that are started again meet in a store of their own; in torchrun's, which outlives them,
+# they would find the addresses of those that are gone.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE="${TORCH_DISABLE_SHARE_RDZV_TCP_STORE:-1}"
 
 # Exit codes, as in lsp/core/exit_codes.py.
 INTERRUPTED=75 # interrupted and saved: the same command goes on
@@ -44,7 +47,7 @@ trap 'exit $INTERRUPTED' TERM USR1 HUP INT
 supervise() {
     local status=0
     LSP_EXIT_FILE="$(mktemp "${TMPDIR:-/tmp}/lsp-exit.XXXXXX")"
-    export LSP_EXIT_FILE
+    export LSP_EXIT_FILE LSP_LAUNCHER=$$
     trap 'rm -f "$LSP_EXIT_FILE"' EXIT
     trap 'pass_on TERM' TERM USR1 HUP
     trap 'pass_on INT' INT
@@ -58,6 +61,10 @@ supervise() {
         woken="" status=0
         wait "$child" || status=$?
     done
+    # Workers that outlive torchrun were told to save by its end; they hold a lock while they do.
+    if command -v flock >/dev/null; then
+        flock --timeout "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT" "$LSP_EXIT_FILE" true || true
+    fi
     trap 'exit $INTERRUPTED' TERM USR1 HUP INT
     # shellcheck disable=SC2034 # for the script that sources this one
     code=$(code_of "$status" "$told" <"$LSP_EXIT_FILE")

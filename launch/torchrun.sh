@@ -19,8 +19,6 @@ fi
 network=$(python "$LSP_HOME/launch/network.py" "$RDZV_ENDPOINT") || exit 2
 read -r is_host address interface <<<"$network"
 export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$interface}"
-# A machine that comes back gets an address and a port of its own, not those of the first start.
-export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 # torchrun replaces lost workers and waits for lost machines; when it is the machine of the
 # rendezvous that is lost, torchrun itself ends everywhere, and begins again here.

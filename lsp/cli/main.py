@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return settled
     code = BUG  # which is what every other exception means
     try:
+        exit_file.attach()
         code = _answer(words)
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else BUG

@@ -1,17 +1,31 @@
-"""Exit codes that reach what is above torchrun, which itself exits with 1 whatever they were.
+"""What workers and the launchers in `launch/` owe each other, across torchrun between them.
 
-A launcher names a file on its machine in `LSP_EXIT_FILE`; every worker adds the line
-`<attempt> <code>` as it leaves, and `launch/env.sh` exits with what the lines of the last attempt
-say.
+torchrun exits with 1 whatever its workers left with. So a launcher names a file on its machine in
+`LSP_EXIT_FILE`; every worker adds the line `<attempt> <code>` as it leaves, and `launch/env.sh`
+exits with what the lines of the last attempt say.
+
+torchrun forgets workers that it is just starting when a signal ends it, and all when it is killed.
+So workers ask the kernel for a signal when it ends, and keep a lock on the file while they live, on
+which the launcher waits.
 """
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
 
-from lsp.core.exit_codes import DIVERGED, USER_ERROR
+from lsp.core.exit_codes import DIVERGED, INTERRUPTED, USER_ERROR
 
 VARIABLE = "LSP_EXIT_FILE"
+LAUNCHER = "LSP_LAUNCHER"
+"""Number of the launcher's process: the parent of torchrun."""
+
+PR_SET_PDEATHSIG = 1
 
 FINAL = (USER_ERROR, DIVERGED)
 """Codes after which starting again would only repeat what happened."""
@@ -22,17 +36,44 @@ def attempt() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
+def attach() -> None:
+    """Ties this process to the launcher that started it, if one did.
+
+    Raises:
+        SystemExit: If torchrun has already gone.
+    """
+    path = os.environ.get(VARIABLE)
+    if not path or sys.platform != "linux":
+        return
+    try:
+        # Held to the end of the process; inherited by none, so that only workers count.
+        fcntl.flock(os.open(path, os.O_RDWR | os.O_CLOEXEC), fcntl.LOCK_SH)
+    except OSError:
+        raise SystemExit(INTERRUPTED) from None  # the launcher has removed it: nobody waits
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.environ.get(LAUNCHER) != str(_parent_of(os.getppid())):
+        raise SystemExit(INTERRUPTED)  # it ended before the kernel knew
+
+
+def _parent_of(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 0
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("PPid:"))
+
+
 def record(code: int) -> None:
     """Tells the launcher, if there is one that asks, with which code this process leaves."""
     path = os.environ.get(VARIABLE)
     if not path:
         return
-    try:
+    # Where it cannot be told, the launcher takes this process for lost, and starts it again.
+    with suppress(OSError):
         # One short line in append mode is whole, whatever the workers beside it write.
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(f"{attempt()} {code}\n")
-    except OSError:
-        pass  # the launcher then takes this process for lost, and starts it again
+        file = os.open(path, os.O_WRONLY | os.O_APPEND)
+        os.write(file, f"{attempt()} {code}\n".encode())
+        os.close(file)
 
 
 def settled() -> int | None:
