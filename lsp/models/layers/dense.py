@@ -1,4 +1,4 @@
-"""Plain twins of LSH and local attention, with explicit (L × L) masks: for tests, not for training.
+"""Plain twins of the fast attentions, with explicit (L × L) masks: for tests, not for training.
 
 They share nothing with the fast versions but the published constants and `documents`.
 """
@@ -100,3 +100,34 @@ def _mask(
         scores_BNLL = scores_BNLL.masked_fill(padding_BL[:, None, None, :], MASKED_SCORE)
         scores_BNLL = scores_BNLL.masked_fill(other_BLL[:, None], -torch.inf)
     return scores_BNLL
+
+
+def dense_sliding_window_attention(
+    q_BNLH: torch.Tensor,
+    k_BNLH: torch.Tensor,
+    v_BNLH: torch.Tensor,
+    *,
+    before: int,
+    after: int,
+    segment_ids_BL: torch.Tensor | None = None,
+    global_BL: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`sliding_window_attention` with an (L × L) mask."""
+    length, size = q_BNLH.shape[2:]
+    index_L = torch.arange(length, device=q_BNLH.device)
+    distance_LL = index_L[None, :] - index_L[:, None]
+    seen_BLL = ((distance_LL >= -before) & (distance_LL <= after))[None]
+    if global_BL is not None:
+        seen_BLL = seen_BLL | global_BL[:, None, :]
+    if segment_ids_BL is not None:
+        document_BL = documents(segment_ids_BL)
+        seen_BLL = seen_BLL & (document_BL[:, :, None] == document_BL[:, None, :])
+        seen_BLL = seen_BLL & (segment_ids_BL != 0)[:, None, :]
+        # A padded query gives nothing; any sight keeps its softmax finite until then.
+        seen_BLL = seen_BLL | (segment_ids_BL == 0)[:, :, None]
+    scores_BNLL = q_BNLH @ k_BNLH.transpose(-1, -2) / size**0.5
+    weights_BNLL = scores_BNLL.masked_fill(~seen_BLL[:, None], float("-inf")).softmax(-1)
+    out_BNLH = weights_BNLL @ v_BNLH
+    if segment_ids_BL is None:
+        return out_BNLH
+    return out_BNLH.masked_fill((segment_ids_BL == 0)[:, None, :, None], 0.0)

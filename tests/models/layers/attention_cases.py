@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lsp.models.layers import local, lsh_kernel
+from lsp.models.layers import local, lsh_kernel, sliding_window
 
 SEGMENTS = {
     "none": None,
@@ -35,7 +35,7 @@ def segments(name: str) -> torch.Tensor | None:
 def set_blocks(monkeypatch: pytest.MonkeyPatch, blocks: int) -> None:
     """Makes attention cut its work into blocks of that kind."""
     sizes = (lambda *_: (1, blocks)) if blocks > 0 else (lambda *_: (-blocks, 10**6))
-    for module in (lsh_kernel, local):
+    for module in (lsh_kernel, local, sliding_window):
         monkeypatch.setattr(module, "block_sizes", sizes)
 
 
