@@ -11,11 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TypeVar
 
 from lsp.checkpointing.files import hand_over, handed_over, record
-
-T = TypeVar("T")
 
 Part = tuple[str, Callable[[Path], object]]
 """Name of a file, and what writes it."""
@@ -47,12 +44,13 @@ class Writing:
         self._abandoned = threading.Event()
         self._files: Future[None] = Future()
         self._published: Future[None] = Future()
+        self._threads: list[threading.Thread] = []
 
     def start(self, parts: list[Part]) -> None:
         """Writes and publishes in threads, and lets go of each part as soon as it is written."""
-        _in_thread(lambda: self._write(_taken_from(parts)), self._files)
+        self._in_thread(lambda: self._write(_taken_from(parts)), self._files)
         if self._rank == 0:
-            _in_thread(self._publish_when_written, self._published)
+            self._in_thread(self._publish_when_written, self._published)
         else:
             self._published.set_result(None)
 
@@ -88,6 +86,17 @@ class Writing:
         """Lets the threads end at the next opportunity, without a checkpoint."""
         self._abandoned.set()
 
+    def join(self) -> None:
+        """Waits for the threads to end, however they do."""
+        for thread in self._threads:
+            thread.join()
+
+    def _in_thread(self, work: Callable[[], None], outcome: Future[None]) -> None:
+        # Daemons: a process that has to end at once does not wait for the disk.
+        thread = threading.Thread(target=_run, args=(work, outcome), name="checkpoint", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
     def _write(self, parts: Iterable[Part]) -> None:
         records = {}
         for name, write in parts:
@@ -112,15 +121,10 @@ def _taken_from(parts: list[Part]) -> Iterator[Part]:
         yield parts.pop(0)
 
 
-def _in_thread(work: Callable[[], T], outcome: Future[T]) -> None:
-    # Daemons: a process that has to end at once does not wait for the disk.
-    threading.Thread(target=_run, args=(work, outcome), name="checkpoint", daemon=True).start()
-
-
-def _run(work: Callable[[], T], outcome: Future[T]) -> None:
+def _run(work: Callable[[], None], outcome: Future[None]) -> None:
     try:
-        result = work()
+        work()
     except Exception as error:
         outcome.set_exception(error)
     else:
-        outcome.set_result(result)
+        outcome.set_result(None)

@@ -156,9 +156,8 @@ class Saver:
         """Ends the threads and clears away what they have written."""
         self._writing = None
         writing.abandon()
+        writing.join()
         if self.engine.runtime.is_main:
-            with suppress(Exception):
-                writing.wait_published()
             with suppress(OSError):
                 self.store.clean()
 

@@ -74,6 +74,8 @@ class CheckpointStore:
             try:
                 verify(self.path(step))
             except IncompleteError as problem:
+                if not self.path(step).exists():
+                    return self.latest()  # a training under way has put newer ones in its place
                 self.warn(f"{self.path(step)} is damaged ({problem}); falling back")
                 continue
             return self.path(step)
@@ -106,6 +108,11 @@ class CheckpointStore:
         try:
             verify(self.path(step))
         except IncompleteError as problem:
+            if not self.path(step).exists():
+                raise UserError(
+                    f"{self.path(step)} was deleted while it was read: the training that writes "
+                    "there keeps newer ones (checkpoint.keep_last, checkpoint.keep_every)"
+                ) from problem
             raise UserError(f"{self.path(step)} is damaged: {problem}") from problem
         return self.path(step)
 

@@ -118,6 +118,34 @@ def test_a_checkpoint_that_is_gone_is_not_missed(store):
     assert store.latest() == store.path(20)
 
 
+@pytest.mark.parametrize("which", ["latest", "30"])
+def test_deleted_by_a_training_while_it_is_read(store, monkeypatch, which):
+    """Reading a large checkpoint takes as long as a training may take to replace it."""
+    import lsp.checkpointing.store as module
+
+    original = module.verify
+
+    def slow(folder: Path) -> None:
+        if folder == store.path(30):
+            save(store, 40)
+            store.retain(CheckpointConfig(keep_last=1, keep_best=False))
+        original(folder)
+
+    monkeypatch.setattr(module, "verify", slow)
+    if which == "latest":
+        assert store.find(which) == store.path(40)
+        assert store.said == []
+    else:
+        with pytest.raises(UserError, match="step-00000030 was deleted while it was read"):
+            store.find(which)
+
+
+def test_what_is_open_can_be_read_after_its_deletion(store):
+    weights = read_weights(store.path(30))
+    shutil.rmtree(store.path(30))
+    assert weights["weight"][0, 0] == 30
+
+
 def test_all_damaged_is_told(store):
     for step, damage in zip((10, 20, 30), DAMAGE, strict=False):
         damage(store.path(step))
