@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from math import log
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -121,6 +121,23 @@ class RowMask:
         return tuple(code[:, first:last] for code in codes)
 
 
+class Scored(Protocol):
+    """Queries, keys and values of a block, and how the ones score the others."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    hidden: tuple[torch.Tensor, ...] | None
+
+    def scores(self, workspace: Workspace) -> torch.Tensor:
+        """Scores in base 2, masked: (M, K, W), valid until the next call."""
+        ...
+
+    def fill_self(self, scores: torch.Tensor, value: float) -> None:
+        """Writes `value` wherever a token meets itself, where that is not like any other key."""
+        ...
+
+
 @dataclass
 class Block:
     """Queries of some chunks and the keys that they may see.
@@ -149,7 +166,6 @@ class Block:
     self_edges: tuple[int, int] | None
 
     def scores(self, workspace: Workspace) -> torch.Tensor:
-        """Scores in base 2, masked: (M, K, W), valid until the next call."""
         shape = (self.q.shape[0], self.q.shape[1], self.k.shape[1])
         dtype = compute_dtype(self.q)
         scores = workspace.take("scores", shape, dtype)
@@ -231,7 +247,7 @@ def finish_rows(
 
 
 def block_forward(
-    block: Block, dropout: Dropout, workspace: Workspace
+    block: Scored, dropout: Dropout, workspace: Workspace
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attention of one block, before the rows are normalised.
 
@@ -250,7 +266,7 @@ def block_forward(
 
 
 def block_backward(
-    block: Block,
+    block: Scored,
     grad_MKH: torch.Tensor,
     base: torch.Tensor,
     delta: torch.Tensor | None,

@@ -37,9 +37,7 @@ class _Tile:
 
     def __init__(
         self,
-        q_TLH: torch.Tensor,
-        k_TLH: torch.Tensor,
-        v_TLH: torch.Tensor,
+        qkv_TLH: Sequence[torch.Tensor],
         outer_TOH: Sequence[torch.Tensor | None],
         mask: RowMask | None,
         ring_E: torch.Tensor,
@@ -47,6 +45,7 @@ class _Tile:
         chunks_per_block: int,
         workspace: Workspace,
     ) -> None:
+        q_TLH, k_TLH, v_TLH = qkv_TLH
         self.heads, self.length, size = q_TLH.shape
         self.mask, self.settings, self.chunks_per_block = mask, settings, chunks_per_block
         self.scale, self.workspace = size**-0.5, workspace
@@ -220,8 +219,9 @@ def _tiles(
             mask = RowMask(window, *codes_E, compute_dtype(q_BNLH))
         for start in range(0, num_heads, heads_at_once):
             heads = slice(start, min(start + heads_at_once, num_heads))
-            q, k, v, *outer = (None if x is None else x[row, heads] for x in inputs)
-            tile = _Tile(q, k, v, outer, mask, ring_E, settings, chunks_per_block, workspace)
+            qkv_TLH = [x_BNLH[row, heads] for x_BNLH in inputs[:3] if x_BNLH is not None]
+            outer_TOH = [None if x is None else x[row, heads] for x in inputs[3:]]
+            tile = _Tile(qkv_TLH, outer_TOH, mask, ring_E, settings, chunks_per_block, workspace)
             yield row, heads, tile
 
 

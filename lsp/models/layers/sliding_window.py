@@ -51,7 +51,7 @@ class BiasedBlock:
     bias: torch.Tensor
     heads: int
     codes: tuple[torch.Tensor, ...] | None = None
-    hidden: None = None
+    hidden: tuple[torch.Tensor, ...] | None = None
 
     def scores(self, workspace: Workspace) -> torch.Tensor:
         """Scores in base 2, masked: (M, K, W), valid until the next call."""
