@@ -119,7 +119,7 @@ class LazyTensors(Mapping[str, torch.Tensor]):
     def __init__(self, paths: Iterable[Path]) -> None:
         self._file_of: dict[str, Any] = {}
         for path in paths:
-            file = safe_open(path, framework="pt")
+            file: Any = safe_open(path, framework="pt")
             self._file_of |= dict.fromkeys(file.keys(), file)
 
     def __getitem__(self, name: str) -> torch.Tensor:

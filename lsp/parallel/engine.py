@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from lsp.core.errors import UserError
 from lsp.parallel.runtime import Runtime
 
 Tensors = dict[str, torch.Tensor]
+Lazy = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,10 @@ class Engine(ABC):
         """Whole optimizer state as `<parameter>/<field>`; every process must iterate."""
 
     @abstractmethod
-    def load_optimizer_state(self, weights: Tensors, state: Tensors) -> None:
+    def load_optimizer_state(self, weights: Lazy, state: Lazy) -> None:
         """Sets what `weights` and `optimizer_state` gave, at this or any number of processes.
+
+        The tensors may come from files, read when they are asked for.
 
         The weights are already in the model; where low-precision weights have fp32 masters,
         this sets the masters.
@@ -103,7 +106,7 @@ def split_state_key(key: str) -> tuple[str, str]:
     return name, field
 
 
-def check_state_names(state: Tensors, names: set[str]) -> None:
+def check_state_names(state: Lazy, names: set[str]) -> None:
     """Refuses optimizer state of another model.
 
     Raises:

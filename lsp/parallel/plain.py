@@ -15,7 +15,14 @@ from torch.optim import Optimizer
 
 from lsp.core.errors import UserError
 from lsp.parallel.config import PrecisionConfig
-from lsp.parallel.engine import Engine, StepResult, Tensors, check_state_names, split_state_key
+from lsp.parallel.engine import (
+    Engine,
+    Lazy,
+    StepResult,
+    Tensors,
+    check_state_names,
+    split_state_key,
+)
 from lsp.parallel.runtime import Runtime
 
 
@@ -35,7 +42,10 @@ class PlainEngine(Engine):
             cpu=runtime.device.type == "cpu",
             mixed_precision="no" if precision.name == "fp32" else precision.name,
             kwargs_handlers=[
-                DistributedDataParallelKwargs(broadcast_buffers=False),
+                # Gradients live in the buckets that are reduced, not beside them.
+                DistributedDataParallelKwargs(
+                    broadcast_buffers=False, gradient_as_bucket_view=True
+                ),
                 GradScalerKwargs(init_scale=precision.initial_loss_scale),
             ],
         )
@@ -94,7 +104,7 @@ class PlainEngine(Engine):
                 for field, value in fields.items():
                     yield f"{names[id(parameter)]}/{field}", torch.as_tensor(value).detach()
 
-    def load_optimizer_state(self, weights: Tensors, state: Tensors) -> None:
+    def load_optimizer_state(self, weights: Lazy, state: Lazy) -> None:
         names = {id(p): name for name, p in self.module.named_parameters()}
         check_state_names(state, set(names.values()))
         fields: dict[str, Tensors] = {}
@@ -114,8 +124,11 @@ class PlainEngine(Engine):
         return dict(self.scaler.state_dict()) if self.scaler is not None else {}
 
     def load_scaler_state(self, state: dict[str, Any]) -> None:
-        if self.scaler is not None and state:
-            self.scaler.load_state_dict(state)
+        if self.scaler is None or not state:
+            return
+        if "scale" not in state:  # DeepSpeed's, which has other rules for growing it
+            state = self.scaler.state_dict() | {"scale": state["cur_scale"]}
+        self.scaler.load_state_dict(state)
 
 
 def _place(field: str, value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:

@@ -29,7 +29,14 @@ from lsp.core.errors import UserError
 from lsp.parallel.collectives import together
 from lsp.parallel.config import ParallelismConfig, PrecisionConfig
 from lsp.parallel.deepspeed_config import deepspeed_config, zero_stage
-from lsp.parallel.engine import Engine, StepResult, Tensors, check_state_names, split_state_key
+from lsp.parallel.engine import (
+    Engine,
+    Lazy,
+    StepResult,
+    Tensors,
+    check_state_names,
+    split_state_key,
+)
 from lsp.parallel.offload import cpu_adam, load_extensions
 from lsp.parallel.runtime import Runtime
 
@@ -156,7 +163,7 @@ class ZeroEngine(Engine):
     def _step_count(self) -> float:
         return float(self.zero.optimizer.state[self._flat_partitions()[0]]["step"])
 
-    def load_optimizer_state(self, weights: Tensors, state: Tensors) -> None:
+    def load_optimizer_state(self, weights: Lazy, state: Lazy) -> None:
         parameters = dict(self.module.named_parameters())
         check_state_names(state, set(parameters))
         self._make_state({split_state_key(key)[1] for key in state}, state)
@@ -167,7 +174,7 @@ class ZeroEngine(Engine):
                 if f"{name}/{field}" in state:
                     self._set(parameter, state[f"{name}/{field}"], field)
 
-    def _make_state(self, fields: set[str], state: Tensors) -> None:
+    def _make_state(self, fields: set[str], state: Lazy) -> None:
         """Allocates the inner optimizer's state, which torch does only at its first step."""
         if not fields:
             return
@@ -196,8 +203,8 @@ class ZeroEngine(Engine):
             self.zero._lazy_init_hp_params_optimizer_state()
 
     def _set(self, parameter: nn.Parameter, value: torch.Tensor, field: str | None) -> None:
-        value = value.to(self.runtime.device, torch.float32)
         if self.stage < 3:
+            value = value.to(self.runtime.device, torch.float32)
             if field is None:
                 safe_set_full_fp32_param(parameter, value)
             else:
@@ -208,6 +215,7 @@ class ZeroEngine(Engine):
         size = partition.ds_numel
         part = value.flatten()[size * self.runtime.rank : size * (self.runtime.rank + 1)]
         part = nn.functional.pad(part, (0, size - part.numel()))
+        part = part.to(self.runtime.device, torch.float32)
         if field is None:
             safe_set_local_fp32_param(parameter, part)
         else:
@@ -220,8 +228,12 @@ class ZeroEngine(Engine):
         return {k: v for k, v in vars(scaler).items() if isinstance(v, (int, float, bool))}
 
     def load_scaler_state(self, state: dict[str, Any]) -> None:
-        if state:
-            vars(self.zero.loss_scaler).update(state)
+        scaler = getattr(self.zero, "loss_scaler", None)
+        if not state or not getattr(scaler, "dynamic", False):
+            return
+        if "cur_scale" not in state:  # torch's, which has other rules for growing it
+            state = {"cur_scale": state["scale"]}
+        vars(scaler).update(state)
 
 
 def _copies(module: nn.Module) -> Tensors:
