@@ -9,31 +9,21 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from math import isqrt, lcm, prod
 from typing import Any
 
-from lsp.core.errors import UserError, require, unknown_choice
+from lsp.core.errors import require, unknown_choice
+from lsp.models import activations
+from lsp.models.published import BOOKKEEPING, known_values
 
 MODEL_TYPE = "reformer"
 ATTENTION_KINDS = ("local", "lsh")
 # fmt: off
-ACTIVATIONS = (
-    "relu", "gelu", "gelu_new", "gelu_pytorch_tanh", "silu", "swish", "tanh", "sigmoid", "mish",
-    "relu6", "leaky_relu", "hardswish", "relu2", "quick_gelu", "linear",
-)
-
-# Keys of published files that say nothing about this model: the bookkeeping of `transformers`,
-# and leftovers of its first releases.
-IGNORED_KEYS = frozenset((
-    "_name_or_path", "model_type", "architectures", "transformers_version", "dtype", "torch_dtype",
-    "id2label", "label2id", "num_labels", "problem_type", "output_hidden_states",
-    "output_attentions", "return_dict", "is_encoder_decoder", "num_hidden_layers",
-    "task_specific_params", "intermediate_size", "type_vocab_size", "output_past",
+# Leftovers of the first releases of `transformers` say nothing about this model.
+IGNORED_KEYS = BOOKKEEPING | {
+    "num_hidden_layers", "intermediate_size", "type_vocab_size", "output_past",
     "sinusoidal_pos_embds", "num_chunks_before", "num_chunks_after", "sep_token_id",
-    "cls_token_id", "mask_token_id", "decoder_start_token_id", "attn_implementation",
-    "_attn_implementation_autoset",
-))
+}
 # fmt: on
 
 
@@ -110,8 +100,8 @@ class ReformerConfig:
         for kind in self.attn_layers:
             if kind not in ATTENTION_KINDS:
                 raise unknown_choice("attn_layers", kind, ATTENTION_KINDS)
-        if self.hidden_act not in ACTIVATIONS:
-            raise unknown_choice("hidden_act", self.hidden_act, ACTIVATIONS)
+        if self.hidden_act not in activations.NAMES:
+            raise unknown_choice("hidden_act", self.hidden_act, activations.NAMES)
         require(
             not self.tie_word_embeddings,
             "tie_word_embeddings=true cannot work: the head reads both streams, twice hidden_size; "
@@ -246,17 +236,7 @@ class ReformerConfig:
         Raises:
             UserError: A key is not known, or a value cannot work.
         """
-        names = {f.name for f in dataclasses.fields(cls)}
-        kind = published.get("model_type", MODEL_TYPE)
-        require(kind == MODEL_TYPE, f"model_type={kind} is not a Reformer: use {MODEL_TYPE}")
-        values: dict[str, Any] = {}
-        for key, value in published.items():
-            if key in names:
-                values[key] = list(value) if isinstance(value, tuple) else value
-            elif key not in IGNORED_KEYS:
-                near = get_close_matches(key, names, n=1)
-                hint = f": did you mean '{near[0]}'?" if near else ""
-                raise UserError(f"{key} is not an option of the Reformer{hint}")
+        values = known_values(cls, published, MODEL_TYPE, IGNORED_KEYS)
         require(
             not published.get("sinusoidal_pos_embds", False),
             "sinusoidal_pos_embds=true is not supported: use axial_pos_embds=true or false",

@@ -7,15 +7,14 @@ stands for the width of a group of heads.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from lsp.models.activations import activation
 from lsp.models.layers.dropout import derive_seed, seeded_dropout
 from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
 from lsp.models.layers.linear import HeadLinear
@@ -25,24 +24,6 @@ from lsp.models.layers.reversible import Branch
 from lsp.models.layers.tiling import tile_spans
 from lsp.models.memory import MemoryConfig
 from lsp.models.reformer_config import ReformerConfig
-
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_new": partial(F.gelu, approximate="tanh"),
-    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
-    "silu": F.silu,
-    "swish": F.silu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "mish": F.mish,
-    "relu6": F.relu6,
-    "leaky_relu": F.leaky_relu,
-    "hardswish": F.hardswish,
-    "relu2": lambda x: F.relu(x).square(),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "linear": lambda x: x,
-}
 
 
 @dataclass
@@ -288,7 +269,7 @@ class FeedForward(Branch):
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dense = Projection(nn.Linear(config.hidden_size, config.feed_forward_size))
         self.output = Projection(nn.Linear(config.feed_forward_size, config.hidden_size))
-        self.activation = ACTIVATIONS[config.hidden_act]
+        self.activation = activation(config.hidden_act)
 
     def tiles(self, x_BLD: torch.Tensor) -> list[slice]:
         length, chunk = x_BLD.shape[1], self.config.chunk_size_feed_forward
