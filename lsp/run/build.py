@@ -35,6 +35,7 @@ from lsp.parallel.collectives import (
 )
 from lsp.parallel.prepare import prepare_engine
 from lsp.parallel.runtime import Runtime, check_precision, runtime
+from lsp.parallel.strategy import resolve
 from lsp.parallel.watchdog import Watchdog
 from lsp.run.compose import save_yaml, to_plain
 from lsp.run.config import RunConfig
@@ -114,6 +115,7 @@ def build_trainer(
     prepared = main_process_first(lambda: prepare_data(config))
     share = plan_share(config, place)
     parts = together(lambda: _parts(config, prepared, share, step_dir))
+    chosen = _decide_strategy(config, parts.model, place)
     main_process_only(lambda: _write_run_files(config, prepared, fresh=step_dir is None))
 
     snapshot = parts.snapshot
@@ -139,6 +141,8 @@ def build_trainer(
         snapshot.restore_rng(place.rank, config.seed)
     peak = peak_tflops(place.device, config.trainer.peak_tflops)
     console = TrainingConsole(config.trainer.max_steps, state.step, enabled=place.is_main)
+    if chosen is not None:
+        console.say(chosen)
     _announce(console, config, parts.model, prepared, share, state, place)
     trackers = main_process_only(
         lambda: make_trackers(config.tracking, config.run_dir, to_plain(config), state.step)
@@ -261,6 +265,16 @@ def _validate_once(config: RunConfig) -> None:
         if local_rank() != 0:
             leave_quietly(USER_ERROR)
         raise
+
+
+def _decide_strategy(config: RunConfig, model: LanguageModel, place: Runtime) -> str | None:
+    """Puts a strategy in the place of `auto`; returns the sentence that says why."""
+    if config.parallelism.strategy != "auto":
+        return None
+    optimizer = type(config.optimizer).__name__.removesuffix("Config")
+    choice = resolve(config.parallelism, config.precision, optimizer, model, place)
+    config.parallelism.strategy = choice.strategy
+    return choice.reason
 
 
 def _begin(config: RunConfig, store: CheckpointStore) -> Path | None:
