@@ -12,6 +12,7 @@ from torch import nn
 
 from lsp.core.errors import require
 from lsp.models.layers.exchange import Exchange
+from lsp.models.memory import MemoryConfig
 
 
 class LanguageModel(nn.Module, ABC):
@@ -103,6 +104,22 @@ class LanguageModel(nn.Module, ABC):
         Args:
             rows: Of the micro-batch.
             length: Positions of a row that this model is given.
+        """
+        return {}
+
+    def activation_bytes(
+        self, rows: int, length: int, *, half: bool = False, memory: MemoryConfig | None = None
+    ) -> dict[str, int]:
+        """Estimates what a training pass takes beside weights, gradients and optimizer state.
+
+        Args:
+            rows: Of the micro-batch.
+            length: Positions of a row that this model is given.
+            half: Whether matrix products are in two bytes, under autocast.
+            memory: As if the model traded memory for time in this way; None for its own.
+
+        Returns:
+            Bytes at the peak, by what they are for; empty where the model cannot tell.
         """
         return {}
 

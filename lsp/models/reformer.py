@@ -7,6 +7,7 @@ those of the published weights. Letters of shapes are in `lsp/core/batch.py`.
 
 from __future__ import annotations
 
+import dataclasses
 from math import prod
 from typing import Any, NamedTuple, cast
 
@@ -27,6 +28,7 @@ from lsp.models.reformer_config import ReformerConfig
 from lsp.models.reformer_generation import LayerCache, ReformerCache
 from lsp.models.reformer_generation import step as generation_step
 from lsp.models.reformer_layers import Memo, ReformerLayer
+from lsp.models.reformer_memory import Pass
 
 
 class Seeds(NamedTuple):
@@ -311,9 +313,7 @@ class Reformer(LanguageModel):
         return tiles or self.memory.tiles_for(wide, stream_BLD.device.type)
 
     def execution_plan(self, rows: int, length: int) -> dict[str, int]:
-        # A stand-in for the stream: the shape, type and device decide, and nothing is allocated.
-        weight = next(self.parameters())
-        stream_BLD = weight.new_empty(()).expand(rows, length, self.config.hidden_size)
+        stream_BLD = self._stream(rows, length)
         plan = {"the head": self._head_tiles(stream_BLD)}
         for number, layer in enumerate(self.reformer.encoder.stack()):
             for name, branch in layer.named_children():
@@ -321,6 +321,42 @@ class Reformer(LanguageModel):
                 tiles = len(branch.tiles(stream_BLD)) * len(branch.groups(stream_BLD))
                 plan[f"{name} {number}"] = tiles
         return plan
+
+    def activation_bytes(
+        self, rows: int, length: int, *, half: bool = False, memory: MemoryConfig | None = None
+    ) -> dict[str, int]:
+        own = dataclasses.replace(self.memory)
+        try:
+            # The layers share this object, and cut themselves up by it.
+            vars(self.memory).update(vars(memory or own))
+            return self._pass(rows, length, half).activation_bytes()
+        finally:
+            vars(self.memory).update(vars(own))
+
+    def _pass(self, rows: int, length: int, half: bool) -> Pass:
+        stream_BLD = self._stream(rows, length)
+        layers = self.reformer.encoder.stack()
+        spans = [layer.attention.groups(stream_BLD) for layer in layers]
+        self.config.settle_num_buckets(length * self.reformer.exchange.degree)
+        return Pass(
+            self.config,
+            dataclasses.replace(self.memory),
+            rows,
+            length,
+            degree=self.reformer.exchange.degree,
+            heads=tuple(max(span.stop - span.start for span in group) for group in spans),
+            groups=tuple(len(group) for group in spans),
+            feed_forward_tiles=len(layers[0].feed_forward.tiles(stream_BLD)),
+            head_tiles=self._head_tiles(stream_BLD),
+            device=stream_BLD.device,
+            stream=stream_BLD.element_size(),
+            product=2 if half else stream_BLD.element_size(),
+        )
+
+    def _stream(self, rows: int, length: int) -> torch.Tensor:
+        """Stands in for a stream (B, L, D) where only shape, type and device matter."""
+        empty = next(self.parameters()).new_empty(())
+        return empty.expand(rows, length, self.config.hidden_size)
 
     def hidden_states(
         self,
