@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from lsp import __version__
-from lsp.cli import evaluate, export, generate, importing, prepare, train
+from lsp.cli import consolidate, evaluate, export, generate, importing, prepare, train
 from lsp.core import exit_file
 from lsp.core.errors import UserError
 from lsp.core.exit_codes import BUG, USER_ERROR
@@ -22,7 +22,7 @@ from lsp.core.ranks import rank
 
 VERBS = {
     module.VERB.name: module.VERB
-    for module in (prepare, train, evaluate, generate, export, importing)
+    for module in (prepare, train, evaluate, generate, export, consolidate, importing)
 }
 
 # Conditions of the machine that the user can mend, whatever was being written.
@@ -105,7 +105,7 @@ def overview() -> str:
         "",
     ]
     for verb in VERBS.values():
-        lines += [f"  {verb.name:<10}{verb.summary}", f"            {verb.examples[0][1]}", ""]
+        lines += [f"  {verb.name:<13}{verb.summary}", f"               {verb.examples[0][1]}", ""]
     lines += ["lsp VERB --help tells more; lsp --version prints the version."]
     return "\n".join(lines)
 

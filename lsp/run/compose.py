@@ -28,6 +28,7 @@ from lsp.run.compose_errors import Attempt, raise_readable, unknown_key, without
 from lsp.run.config import (
     ARCHITECTURES,
     OPTIMIZERS,
+    ConsolidateConfig,
     EvaluateConfig,
     ExportConfig,
     GenerateConfig,
@@ -42,6 +43,7 @@ CONFIGS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
     "export": ExportConfig,
+    "consolidate": ConsolidateConfig,
     "import": ImportConfig,
 }
 """What each primary config in `conf/` becomes."""

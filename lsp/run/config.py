@@ -207,6 +207,31 @@ class ExportConfig:
 
 
 @dataclass
+class ConsolidateConfig:
+    """What `lsp consolidate` writes.
+
+    Attributes:
+        run: Folder of a run.
+        checkpoint: `latest`, `best` or a step.
+        out: The file; null is `<name of the run>.safetensors`.
+        overwrite: Whether an earlier file is replaced.
+    """
+
+    run: str = MISSING
+    checkpoint: str = "latest"
+    out: str | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        _check_checkpoint(self.checkpoint)
+
+    @property
+    def file(self) -> Path:
+        """Where the weights go."""
+        return Path(self.out or f"{Path(self.run).resolve().name}.safetensors")
+
+
+@dataclass
 class ImportConfig:
     """What `lsp import` reads.
 
@@ -254,6 +279,7 @@ def register_schemas() -> None:
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="generate_schema", node=GenerateConfig)
     store.store(name="export_schema", node=ExportConfig)
+    store.store(name="consolidate_schema", node=ConsolidateConfig)
     for group, schema in (
         ("objective", ObjectiveConfig),
         ("data", DataConfig),

@@ -55,7 +55,7 @@ def test_help_explains_keys_with_their_defaults(verb, capsys):
     assert max(map(len, out.splitlines())) <= 110
 
 
-@pytest.mark.parametrize("name", ["evaluate", "generate", "export", "import"])
+@pytest.mark.parametrize("name", ["evaluate", "generate", "export", "consolidate", "import"])
 def test_small_verbs_explain_all_their_keys(name):
     config = compose(hydra_app(name), name, [])
     assert set(VERBS[name].keys) == set(map(str, config))
