@@ -83,8 +83,6 @@ class ParallelismConfig:
         overlap_comm: Whether reductions overlap the backward pass.
         contiguous_gradients: Whether gradients are copied to one buffer as they appear.
         reduce_scatter: Whether gradients are reduced to their owner alone (ZeRO-1 and 2).
-        round_robin_gradients: Whether processes take turns in owning gradients, so that copies to
-            the host run in parallel (`zero2_offload`).
         communication_dtype: Number format of reductions: `fp32`, `bf16`, `fp16`; null takes that of
             the gradients.
         param_persistence_threshold: Weights with fewer elements stay whole on every process
@@ -114,7 +112,6 @@ class ParallelismConfig:
     overlap_comm: bool = True
     contiguous_gradients: bool = True
     reduce_scatter: bool = True
-    round_robin_gradients: bool = False
     communication_dtype: str | None = None
     param_persistence_threshold: int = 100_000
     model_persistence_threshold: int | None = None

@@ -95,7 +95,8 @@ def _zero(
         "overlap_comm": parallelism.overlap_comm,
         "contiguous_gradients": parallelism.contiguous_gradients,
         "reduce_scatter": parallelism.reduce_scatter,
-        "round_robin_gradients": parallelism.round_robin_gradients,
+        # With it, DeepSpeed 0.19 reads and writes the weights of one parameter as another's.
+        "round_robin_gradients": False,
         "reduce_bucket_size": parallelism.reduce_bucket_size,
         "allgather_bucket_size": parallelism.allgather_bucket_size,
     }

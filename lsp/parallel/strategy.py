@@ -103,8 +103,10 @@ def candidates(situation: Situation) -> list[str]:
         names.append("zero1")
     if several:
         names += ["zero2", "zero3"]
+    if offload and situation.precision != "bf16":  # there, it adds up micro-batches in bf16
+        names.append("zero2_offload")
     if offload:
-        names += ["zero2_offload", "zero3_offload"]
+        names.append("zero3_offload")
     if offload and situation.nvme:
         names.append("zero3_nvme")
     return names

@@ -35,9 +35,20 @@ def alone(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     return root / "run"
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "ddp",
+        "zero3",
+        "zero2_offload",
+        pytest.param("zero3_offload", marks=pytest.mark.slow),
+        "auto",
+    ],
+)
 def test_pieces_under_sharding(tmp_path, corpus, alone, strategy):
     typed = words(tmp_path, corpus, *OPTIONS, f"parallelism={strategy}", SHARDED)
     sessions = launch(tmp_path, typed)
     assert [session.wait(120) for session in sessions] == [DONE, DONE], sessions[0].output
     assert_close_run(tmp_path / "run", alone)
+    chose = [session.output.count("auto chose ddp for") for session in sessions]
+    assert chose == ([1, 0] if strategy == "auto" else [0, 0])

@@ -35,12 +35,14 @@ def chosen(made: Situation) -> str:
     ("made", "strategy"),
     [
         (situation(1, 1), "single"),
-        (situation(4, 1), "zero2_offload"),
+        (situation(4, 1), "zero3_offload"),
+        (situation(4, 1, precision="fp16"), "zero2_offload"),
         (situation(1), "ddp"),
         (situation(5), "zero2"),
         (situation(4, precision="fp32"), "zero1"),
         (situation(15), "zero3"),
-        (situation(20), "zero2_offload"),
+        (situation(20), "zero3_offload"),
+        (situation(20, precision="fp16"), "zero2_offload"),
         (situation(30), "zero3_offload"),
         # Offload is no help on a CPU, nor where the host has no room.
         (situation(20, host_bytes=0), "zero3"),
