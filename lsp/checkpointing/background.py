@@ -17,7 +17,7 @@ from lsp.checkpointing.files import hand_over, handed_over, record
 Part = tuple[str, Callable[[Path], object]]
 """Name of a file, and what writes it."""
 
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.05
 
 
 class AbandonedError(Exception):

@@ -165,8 +165,8 @@ class Saver:
         contents.check(folder)
         path = self.store.commit(folder, step)
         seconds = time.perf_counter() - began
-        beside = f" while training went on after {self._held:.2f} s" if self._held else ""
-        self.say(f"step {step}: saved {path} in {seconds:.2f} s{beside}")
+        held = self._held if self.config.asynchronous else seconds
+        self.say(f"step {step}: saved {path} in {seconds:.2f} s, training held {held:.2f} s")
         try:
             self.store.retain(self.config)
         except OSError as error:

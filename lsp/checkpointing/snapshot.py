@@ -102,9 +102,8 @@ class Contents:
         yield f"rng-{place.rank:05d}.safetensors", partial(_write_rng, rng_state())
         if place.is_main:
             self._state.scaler = self._engine.scaler_state()
-            values = asdict(self._state)
-            values |= {"world_size": place.world_size, "versions": versions()}
-            yield STATE, partial(_write_json, values)
+            values = asdict(self._state) | {"world_size": place.world_size}
+            yield STATE, partial(_write_state, values)
             yield "config.yaml", partial(_write_text, self._config_yaml)
 
     def take_part(self) -> None:
@@ -130,8 +129,8 @@ def _write_rng(state: dict[str, Any], path: Path) -> None:
     save_tensors(tensors, path, {"plain": json.dumps(plain)})
 
 
-def _write_json(value: Any, path: Path) -> None:
-    write_json(path, value)
+def _write_state(values: dict[str, Any], path: Path) -> None:
+    write_json(path, values | {"versions": versions()})
 
 
 def _write_text(text: str, path: Path) -> None:

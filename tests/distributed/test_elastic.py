@@ -172,3 +172,16 @@ def test_there_and_back(tmp_path, corpus, sharded, strategy, processes):
     assert_continues(there, sharded)
     back = Training(tmp_path / "back", corpus, "zero3", 2, begin=there, step=8).wait()
     assert_continues(back, sharded)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "processes"), [("ddp", 2), ("zero3", 4)])
+def test_to_shared_positions_and_back(tmp_path, corpus, sharded, strategy, processes):
+    """Whole rows on two processes → rows shared by two → whole rows again."""
+    overrides = ("parallelism.sequence=2",)
+    there = Training(
+        tmp_path / "there", corpus, strategy, processes, sharded, step=4, overrides=overrides
+    )
+    assert_continues(there.wait(), sharded)
+    back = Training(tmp_path / "back", corpus, "zero2", 2, begin=there, step=8).wait()
+    assert_continues(back, sharded)
