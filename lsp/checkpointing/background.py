@@ -67,6 +67,11 @@ class Writing:
         """Whether something is known to have gone wrong in this process."""
         return any(f.done() and f.exception() is not None for f in (self._files, self._published))
 
+    @property
+    def busy(self) -> bool:
+        """Whether this process still has files to write."""
+        return not self._files.done()
+
     def wait_files(self, seconds: float | None = None) -> None:
         """Waits until this process's files are on disk; raises what went wrong."""
         self._files.result(seconds)

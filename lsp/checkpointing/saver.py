@@ -156,6 +156,8 @@ class Saver:
         """Ends the threads and clears away what they have written."""
         self._writing = None
         writing.abandon()
+        if writing.busy:  # somebody insists on leaving; the next start clears away
+            return
         writing.join()
         if self.engine.runtime.is_main:
             with suppress(OSError):

@@ -182,7 +182,8 @@ class CheckpointStore:
         """Removes what an interrupted save or deletion left behind."""
         for pattern in (".step-*.aside", ".step-*.deleted"):
             for path in self.run_dir.glob(pattern):
-                shutil.rmtree(path)
+                # A process that is being ended may still write there; then it waits for next time.
+                shutil.rmtree(path, ignore_errors=True)
 
 
 class DamagedError(UserError):

@@ -275,6 +275,26 @@ def test_who_wants_to_leave_at_once_does(tmp_path, monkeypatch, leaving):
     assert saver.store.steps() == []
 
 
+def test_who_insists_while_a_save_is_waited_for_leaves(tmp_path, monkeypatch):
+    saver, gate = make(tmp_path), Gate(monkeypatch)
+
+    def insist(seconds: float | None = None) -> None:
+        raise SystemExit(130)
+
+    with pytest.raises(SystemExit):
+        finish_with(saver, insist)
+    gate.open.set()
+    until(lambda: not any(thread.name == "checkpoint" for thread in threading.enumerate()))
+    assert saver.store.steps() == []
+
+
+def finish_with(saver: Saver, wait: Any) -> None:
+    with saver.attended():
+        saver.save(TrainState(step=1), "")
+        saver._writing.wait_files = wait  # a signal's handler raises wherever it is
+        saver.finish()
+
+
 def test_a_crash_does_not_wait_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(saver_module, "OWN_SECONDS", 0.05)
     saver, gate = make(tmp_path), Gate(monkeypatch)
