@@ -32,6 +32,9 @@ GRACE = 15.0
 LAST_WORDS = 3.0
 """Seconds after a lost contact in which another process may say why it left."""
 
+LEAVING = 60.0
+"""Seconds that a process may take to leave after another has."""
+
 LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -116,6 +119,11 @@ class Watchdog:
                 self._end(f"no progress for {self.seconds:g} s (watchdog.seconds)")
             if self.world_size > 1 and self._path("stalled").exists():
                 self._end("another process makes no progress")
+            if self.world_size > 1 and self._left_long_ago():
+                # NCCL does not always notice that a process is gone.
+                code = self._word_of_others() or BUG
+                exit_file.record(code)
+                os._exit(code)
 
     def _stalled(self, now: float) -> bool:
         waited = now - self._since
@@ -124,6 +132,11 @@ class Watchdog:
         # Alone there is nobody to wait for, and a slow step is no stall: its process computes.
         working = time.process_time() - self._work > waited / 10
         return self.world_size > 1 or not working
+
+    def _left_long_ago(self) -> bool:
+        with suppress(OSError):
+            return time.time() - self._path("left").stat().st_mtime > LEAVING
+        return False
 
     def _path(self, name: str) -> Path:
         assert self.folder is not None
@@ -194,6 +207,19 @@ class Watchdog:
                 f"{self.doing} ({_first_line(error)})\n{ADVICE}"
             )
             raise SystemExit(STALLED) from None
+
+    def first_to_tell(self, what: str) -> bool:
+        """Whether no other process has told about `what`, which may befall all at once."""
+        if self.world_size == 1 or not self._cleared:
+            return True
+        try:
+            self._path(".").mkdir(exist_ok=True)
+            os.close(os.open(self._path(what), os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        except OSError:
+            return True
+        return True
 
     def _leave_word(self, error: Exception) -> None:
         if self._cleared:

@@ -6,7 +6,7 @@ import fcntl
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -52,6 +52,7 @@ from lsp.run.validate import validate
 from lsp.tracking.tracker import make_trackers
 from lsp.training.console import TrainingConsole
 from lsp.training.optimizers import build_optimizers
+from lsp.training.out_of_memory import Needs, explained
 from lsp.training.signals import StopRequest, stop_requests
 from lsp.training.throughput import peak_tflops
 from lsp.training.trainer import Trainer
@@ -73,9 +74,9 @@ def run_training(config: RunConfig) -> int:
         with _only_one(config.run_dir):
             agree_on_folder(config)
             watchdog.clear()
-            trainer, prepared = build_trainer(config, place, stop, watchdog)
+            trainer, prepared, needs = build_trainer(config, place, stop, watchdog)
             try:
-                with watchdog:
+                with watchdog, _memory_explained(needs, watchdog):
                     code = trainer.fit()
             finally:
                 trainer.batches.close()
@@ -99,7 +100,7 @@ class _Parts:
 
 def build_trainer(
     config: RunConfig, place: Runtime, stop: StopRequest, watchdog: Watchdog
-) -> tuple[Trainer, PreparedData]:
+) -> tuple[Trainer, PreparedData, Needs]:
     """Puts the parts together; `config` is completed on the way.
 
     Args:
@@ -124,21 +125,34 @@ def build_trainer(
     state.data_digest = content_digest(prepared.manifest)
     validation_batches = len(parts.validation) if parts.validation is not None else 0
     agree_on_steps(config, share, state, validation_batches)
-    engine = prepare_engine(
+    needs = Needs(
         parts.model,
-        build_optimizers(parts.model, config.optimizer),
-        place,
+        config.memory,
         config.parallelism,
         config.precision,
-        gradient_clip=config.trainer.gradient_clip,
-        micro_batch=share.micro_batch,
+        type(config.optimizer).__name__.removesuffix("Config"),
+        share,
+        config.sequence_length,
+        place,
+        fresh=snapshot is None or not snapshot.optimizer,
     )
+    watchdog.phase("preparing the model and the optimizer")
+    with _memory_explained(needs, watchdog):
+        engine = prepare_engine(
+            parts.model,
+            build_optimizers(parts.model, config.optimizer),
+            place,
+            config.parallelism,
+            config.precision,
+            gradient_clip=config.trainer.gradient_clip,
+            micro_batch=share.micro_batch,
+        )
+        if snapshot is not None:
+            engine.load_optimizer_state(snapshot.weights, snapshot.optimizer)
+            engine.load_scaler_state(state.scaler)
+            snapshot.restore_rng(place.rank, config.seed)
     held = config.sequence_length // share.sequence_degree
     agree_on_plan(parts.model, share.micro_batch, held)
-    if snapshot is not None:
-        engine.load_optimizer_state(snapshot.weights, snapshot.optimizer)
-        engine.load_scaler_state(state.scaler)
-        snapshot.restore_rng(place.rank, config.seed)
     peak = peak_tflops(place.device, config.trainer.peak_tflops)
     console = TrainingConsole(config.trainer.max_steps, state.step, enabled=place.is_main)
     if chosen is not None:
@@ -167,8 +181,13 @@ def build_trainer(
         stop=stop,
         peak_flops=peak * 1e12 * place.world_size if peak else None,
         watchdog=watchdog,
+        first_step_bytes=needs.first_step_bytes,
     )
-    return trainer, prepared
+    return trainer, prepared, needs
+
+
+def _memory_explained(needs: Needs, watchdog: Watchdog) -> AbstractContextManager[None]:
+    return explained(needs, lambda: watchdog.doing, lambda: watchdog.first_to_tell("out-of-memory"))
 
 
 def prepare_data(config: RunConfig) -> PreparedData:

@@ -28,6 +28,8 @@ class TrainerConfig:
             from the true inputs; 0 never.
         drift_warning: Relative drift above which the run says so.
         sample_tokens: Length of the sample printed at the end; 0 for none.
+        dry_run: Whether a micro-batch is computed before the first step and thrown away, so that
+            memory that does not suffice is met at once. It changes nothing about what is trained.
         peak_tflops: Peak of the device for model FLOPs utilisation; 0 looks it up, and leaves
             the utilisation out where the device is not known.
     """
@@ -43,6 +45,7 @@ class TrainerConfig:
     drift_every: int = 100
     drift_warning: float = 1e-3
     sample_tokens: int = 200
+    dry_run: bool = True
     peak_tflops: float = 0.0
 
     def __post_init__(self) -> None:

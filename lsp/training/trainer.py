@@ -19,6 +19,7 @@ from lsp.data.batches import EvaluationBatches, TrainingBatches
 from lsp.models.interface import LanguageModel
 from lsp.parallel.collectives import on_any_rank, sum_over_ranks
 from lsp.parallel.engine import Engine, StepResult
+from lsp.parallel.rehearsal import dry_run
 from lsp.parallel.watchdog import Watchdog
 from lsp.tracking.tracker import Tracker
 from lsp.training.config import ScheduleConfig, TrainerConfig
@@ -53,6 +54,7 @@ class Trainer:
         stop: Whether a signal arrived.
         peak_flops: Of all devices together, in FLOP/s; None where unknown.
         watchdog: Told what is done, in case it is not.
+        first_step_bytes: What the optimizers allocate on the device at their first step.
     """
 
     engine: Engine
@@ -71,6 +73,7 @@ class Trainer:
     stop: StopRequest
     peak_flops: float | None = None
     watchdog: Watchdog = field(default_factory=Watchdog)
+    first_step_bytes: int = 0
 
     def __post_init__(self) -> None:
         self.clock, self.interval = time.perf_counter(), 0.0
@@ -87,6 +90,7 @@ class Trainer:
         self.clock = time.perf_counter()
         self.console.start()
         with self.stop.deferred(), self.saver.attended():
+            self.rehearse()
             while state.step < settings.max_steps:
                 self.at("fetching the rows")
                 micro_batches = self.batches.fetch(state.cursor)
@@ -100,6 +104,16 @@ class Trainer:
                     return self.interrupted()
             self.save(wait=True)
         return DONE
+
+    def rehearse(self) -> None:
+        """Computes a micro-batch as the steps will, with all that they hold, and for nothing."""
+        if not self.settings.dry_run or self.state.step >= self.settings.max_steps:
+            return
+        self.watchdog.phase("dry run before the first step")
+        self.engine.module.train()
+        batch = self.batches.fetch(self.state.cursor)[0]
+        self.model.begin_micro_batch(0)
+        dry_run(self.engine, batch.to(self.engine.runtime.device).tensors(), self.first_step_bytes)
 
     def train_step(self, micro_batches: list[Batch]) -> tuple[StepResult | None, bool]:
         """One optimizer step; returns its result and whether any process was asked to stop.

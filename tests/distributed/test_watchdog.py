@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from lsp.core.errors import UserError
 from lsp.core.exit_codes import BUG, DONE, STALLED, USER_ERROR
@@ -59,6 +60,10 @@ def bug() -> None:
 
 def mistake() -> None:
     raise UserError("of the user's")
+
+
+def no_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
 def skip_sums() -> None:
@@ -163,8 +168,12 @@ def test_patience_with_a_collective_ends_too(tmp_path, corpus):
 
 @pytest.mark.parametrize(
     ("action", "code", "told"),
-    [(bug, BUG, "KeyError: 'of ours'"), (mistake, USER_ERROR, "lsp (rank 1): of the user's")],
-    ids=["bug", "mistake"],
+    [
+        (bug, BUG, "KeyError: 'of ours'"),
+        (mistake, USER_ERROR, "lsp (rank 1): of the user's"),
+        (no_memory, USER_ERROR, "lsp (rank 1): out of memory on rank 1 (cpu), step 3: fetching"),
+    ],
+    ids=["bug", "mistake", "memory"],
 )
 def test_who_waits_for_one_that_told_why_it_left_leaves_quietly(
     tmp_path, corpus, action, code, told
@@ -174,6 +183,14 @@ def test_who_waits_for_one_that_told_why_it_left_leaves_quietly(
     assert told in sessions[1].output
     assert "lost contact" not in sessions[0].output
     assert "Traceback" not in sessions[0].output
+
+
+def test_what_befalls_all_at_once_is_told_by_one(tmp_path, corpus):
+    at = partial(at_phase, "dry run before the first step", no_memory)
+    sessions = launch(tmp_path, corpus, at, first=at)
+    assert [session.wait() for session in sessions] == [USER_ERROR, USER_ERROR]
+    assert sum(session.output.count("most effective first") for session in sessions) == 1
+    assert all("Traceback" not in session.output for session in sessions)
 
 
 def test_one_process_alone(tmp_path, corpus):

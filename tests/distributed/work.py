@@ -20,6 +20,7 @@ from lsp.parallel.collectives import sum_over_ranks
 from lsp.parallel.config import ParallelismConfig, PrecisionConfig
 from lsp.parallel.engine import Engine
 from lsp.parallel.prepare import prepare_engine
+from lsp.parallel.rehearsal import dry_run
 from lsp.parallel.runtime import Runtime, _reset_accelerate, runtime
 from lsp.training.config import AdamWConfig
 from lsp.training.optimizers import build_optimizers, set_learning_rate
@@ -40,6 +41,7 @@ class Job:
         accumulation: Micro-batches of a step, in each process.
         residual: How the model keeps its activations.
         precision: `fp32` or `bf16`.
+        dry_run: Whether a micro-batch is computed for nothing first.
         first: Steps done before: those of the checkpoint it begins from.
         last: Step after which it ends.
         poisoned: Steps whose loss is NaN, on one process alone.
@@ -52,6 +54,7 @@ class Job:
     accumulation: int = 1
     residual: str = "reversible"
     precision: str = "fp32"
+    dry_run: bool = False
     first: int = 0
     last: int = 20
     poisoned: tuple[int, ...] = ()
@@ -87,6 +90,8 @@ def _train(job: Job, place: Runtime) -> Outcome:
     engine = _engine(job, place)
     outcome = Outcome()
     held = sum(p.numel() for p in engine.module.parameters())
+    if job.dry_run:
+        _rehearse(engine, place, job)
     for step in range(job.first, job.last):
         set_learning_rate(engine.param_groups, 1.0 - step / 40)
         loss, result = _step(engine, place, job, step)
@@ -127,6 +132,13 @@ def _engine(job: Job, place: Runtime) -> Engine:
     if snapshot is not None:
         engine.load_optimizer_state(snapshot.weights, snapshot.optimizer)
     return engine
+
+
+def _rehearse(engine: Engine, place: Runtime, job: Job) -> None:
+    size = ROWS // place.world_size // job.accumulation
+    engine.module.train()
+    engine.module.begin_micro_batch(0)
+    dry_run(engine, batch(job.first, ROWS).rows(0, size).tensors(), reserve=2**20)
 
 
 def _step(engine: Engine, place: Runtime, job: Job, step: int) -> tuple[float, Any]:

@@ -45,7 +45,8 @@ def trainer(
     torch.manual_seed(0)
     model = model or reformer(vocab_size=VOCABULARY.size)
     state = state or TrainState()
-    values = {"max_steps": 6, "log_every": 1, "eval_every": 3, "drift_every": 0} | settings
+    values = {"max_steps": 6, "log_every": 1, "eval_every": 3, "drift_every": 0, "dry_run": False}
+    values |= settings
     config = TrainerConfig(**values)
     with runtime(ParallelismConfig(device="cpu")) as place:
         share = Share(0, 1, ROWS_PER_STEP, micro_batch)
