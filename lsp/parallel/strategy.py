@@ -9,16 +9,19 @@ from pathlib import Path
 
 import psutil
 import torch
-from torch import nn
 
+from lsp.models.interface import LanguageModel
 from lsp.parallel.collectives import gather_objects, together
 from lsp.parallel.config import ParallelismConfig, PrecisionConfig
 from lsp.parallel.memory import host_bytes, state_bytes
 from lsp.parallel.offload import check_offload
 from lsp.parallel.runtime import Runtime
 
+DEVICE_SHARE = 0.9
+"""Share of a device's free memory that is dealt out: allocators leave gaps, estimates err."""
+
 STATE_SHARE = 0.6
-"""Share of a device's free memory that the state may take; activations and buffers get the rest."""
+"""Share of it that the state may take where a model cannot tell how much its activations need."""
 
 HOST_SHARE = 0.8
 """Share of the host's free memory that offloaded state may take."""
@@ -39,6 +42,7 @@ class Situation:
             host's.
         host_bytes: Free memory of the host for a process beside a GPU; 0 on a CPU, where nothing
             is gained by leaving the device.
+        activations: Bytes of a pass beside the state; 0 where the model cannot tell.
         nvme: Whether there is a folder to offload to.
     """
 
@@ -48,6 +52,7 @@ class Situation:
     optimizer: str
     device_bytes: int
     host_bytes: int
+    activations: int = 0
     nvme: bool = False
 
 
@@ -67,7 +72,13 @@ def choose(situation: Situation, *, bucket: int, live: int) -> Choice:
         bucket: Elements of a gradient bucket.
         live: Elements that ZeRO-3 may keep gathered.
     """
-    room = int(situation.device_bytes * STATE_SHARE)
+    room = int(situation.device_bytes * DEVICE_SHARE)
+    if situation.activations:
+        room = max(0, room - situation.activations)
+        beside = f"beside {_gib(situation.activations)} of activations"
+    else:
+        room = int(room * STATE_SHARE)
+        beside = f"at most {STATE_SHARE:.0%}, beside activations"
     needs: dict[str, int] = {}
     for name in candidates(situation):
         model = (name, situation.parameters, situation.processes, situation.precision)
@@ -83,8 +94,8 @@ def choose(situation: Situation, *, bucket: int, live: int) -> Choice:
     reason = (
         f"parallelism: auto chose {strategy} for {situation.parameters:,} parameters on "
         f"{situation.processes} process(es): it leaves {_gib(needs[strategy])} of weights, "
-        f"gradients and optimizer state on each device, where they may take {_gib(room)} "
-        f"({STATE_SHARE:.0%} of what is free)"
+        f"gradients and optimizer state on each device, where they may take {_gib(room)} of "
+        f"{_gib(situation.device_bytes)} that are free ({beside})"
     )
     if passed:
         reason += f"; {', '.join(passed)} would not fit"
@@ -116,8 +127,11 @@ def resolve(
     parallelism: ParallelismConfig,
     precision: PrecisionConfig,
     optimizer: str,
-    model: nn.Module,
+    model: LanguageModel,
     place: Runtime,
+    *,
+    rows: int,
+    length: int,
 ) -> Choice:
     """Decides `auto` for this model on these machines, the same on every process.
 
@@ -127,11 +141,14 @@ def resolve(
         optimizer: `AdamW`, `Adafactor` or `Muon`.
         model: On the host.
         place: This process.
+        rows: Of a micro-batch.
+        length: Positions of a row that this process is given.
 
     Raises:
         UserError: The machine lacks what the strategy needs.
     """
     device, host = _smallest_free(place)
+    activations = model.activation_bytes(rows, length, half=precision.name != "fp32")
     situation = Situation(
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         processes=place.world_size,
@@ -139,6 +156,7 @@ def resolve(
         optimizer=optimizer,
         device_bytes=device,
         host_bytes=host,
+        activations=sum(activations.values()),
         nvme=parallelism.offload.nvme_path is not None,
     )
     choice = choose(

@@ -116,7 +116,7 @@ def build_trainer(
     prepared = main_process_first(lambda: prepare_data(config))
     share = plan_share(config, place)
     parts = together(lambda: _parts(config, prepared, share, step_dir))
-    chosen = _decide_strategy(config, parts.model, place)
+    chosen = _decide_strategy(config, parts.model, share, place)
     main_process_only(lambda: _write_run_files(config, prepared, fresh=step_dir is None))
 
     snapshot = parts.snapshot
@@ -286,12 +286,21 @@ def _validate_once(config: RunConfig) -> None:
         raise
 
 
-def _decide_strategy(config: RunConfig, model: LanguageModel, place: Runtime) -> str | None:
+def _decide_strategy(
+    config: RunConfig, model: LanguageModel, share: Share, place: Runtime
+) -> str | None:
     """Puts a strategy in the place of `auto`; returns the sentence that says why."""
     if config.parallelism.strategy != "auto":
         return None
-    optimizer = type(config.optimizer).__name__.removesuffix("Config")
-    choice = resolve(config.parallelism, config.precision, optimizer, model, place)
+    choice = resolve(
+        config.parallelism,
+        config.precision,
+        type(config.optimizer).__name__.removesuffix("Config"),
+        model,
+        place,
+        rows=share.micro_batch,
+        length=config.sequence_length // share.sequence_degree,
+    )
     config.parallelism.strategy = choice.strategy
     return choice.reason
 

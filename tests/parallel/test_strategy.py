@@ -12,6 +12,7 @@ from lsp.parallel.strategy import Situation, candidates, choose, free_host_bytes
 from lsp.run.build import run_training
 from lsp.run.compose import load_train_config, read_yaml
 from tests.run.tiny import curve, words, write_corpus
+from tests.training.tiny import LENGTH, reformer
 
 GIB = 2**30
 BILLION = 10**9
@@ -23,6 +24,7 @@ def situation(parameters: float, processes: int = 8, **values) -> Situation:
         "optimizer": "AdamW",
         "device_bytes": 80 * GIB,
         "host_bytes": 128 * GIB,
+        "activations": 24 * GIB,  # which leaves 48 of the 80, less a tenth
     }
     return Situation(int(parameters * BILLION), processes, **settings | values)
 
@@ -72,18 +74,23 @@ def test_the_reason_has_the_numbers():
     reason = choose(situation(5), bucket=50_000_000, live=100_000_000).reason
     assert "auto chose zero2 for 5,000,000,000 parameters on 8 process(es)" in reason
     assert "ddp 74.51 GiB would not fit" in reason
-    assert "may take 48.00 GiB (60% of what is free)" in reason
+    room = "may take 48.00 GiB of 80.00 GiB that are free (beside 24.00 GiB of activations)"
+    assert room in reason
     assert "nor is this sure to fit" not in reason
+    blind = choose(situation(5, activations=0), bucket=50_000_000, live=100_000_000).reason
+    assert "may take 43.20 GiB of 80.00 GiB that are free (at most 60%, beside" in blind
     lost = choose(situation(900), bucket=50_000_000, live=100_000_000)
     assert "nor is this sure to fit" in lost.reason
 
 
 def test_resolve_measures_this_machine():
-    model = torch.nn.Linear(10, 10)
-    place = Runtime(torch.device("cpu"), 0, 1)
-    choice = resolve(ParallelismConfig("auto"), PrecisionConfig(), "AdamW", model, place)
+    model, place = reformer(), Runtime(torch.device("cpu"), 0, 1)
+    auto, fp32 = ParallelismConfig("auto"), PrecisionConfig()
+    choice = resolve(auto, fp32, "AdamW", model, place, rows=2, length=LENGTH)
     assert choice.strategy == "single"
-    assert "for 110 parameters on 1 process(es)" in choice.reason
+    parameters = sum(p.numel() for p in model.parameters())
+    assert f"for {parameters:,} parameters on 1 process(es)" in choice.reason
+    assert "of activations)" in choice.reason
 
 
 def test_memory_of_a_container(tmp_path):
