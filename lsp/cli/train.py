@@ -60,6 +60,7 @@ VERB = Verb(
         "parallelism.device": "auto, cpu or cuda",
         "checkpoint.root": "folder of runs",
         "checkpoint.every": "steps between checkpoints, 0 for the end only",
+        "checkpoint.asynchronous": "training goes on while one is written",
         "checkpoint.keep_last": "how many of the newest are kept",
         "checkpoint.resume": "auto, never or must",
     },
