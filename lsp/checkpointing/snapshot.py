@@ -47,6 +47,7 @@ class TrainState:
         scaler: State of the dynamic loss scale.
         pending: Sums since the last logged row, so that the next row is what it would have
             been without an interruption.
+        unlogged: The row of this step where a signal came before it was complete.
     """
 
     step: int = 0
@@ -64,6 +65,7 @@ class TrainState:
     imported_from: str | None = None
     scaler: dict[str, Any] = field(default_factory=dict)
     pending: dict[str, float] = field(default_factory=dict)
+    unlogged: dict[str, float | int | None] | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainState:

@@ -33,6 +33,10 @@ from lsp.training.throughput import peak_memory_bytes
 MODEL_STREAM = 4
 
 
+class EvaluationStoppedError(Exception):
+    """A signal arrived during an evaluation; the next session begins it again."""
+
+
 @dataclass
 class Trainer:
     """Trains a prepared engine from where `state` stands to `settings.max_steps`.
@@ -91,7 +95,9 @@ class Trainer:
         self.console.start()
         with self.stop.deferred(), self.saver.attended():
             self.rehearse()
-            while state.step < settings.max_steps:
+            if state.unlogged is not None:
+                self.evaluate_and_log()
+            while state.step < settings.max_steps and state.unlogged is None:
                 self.at("fetching the rows")
                 micro_batches = self.batches.fetch(state.cursor)
                 result, stopping = self.train_step(micro_batches)
@@ -102,6 +108,8 @@ class Trainer:
                     return self.diverged(result)
                 if stopping and state.step < settings.max_steps:
                     return self.interrupted()
+            if state.unlogged is not None:
+                return self.interrupted()
             self.save(wait=True)
         return DONE
 
@@ -220,21 +228,32 @@ class Trainer:
         """What happens at some steps: log, evaluate, save."""
         step, settings = self.state.step, self.settings
         final = step == settings.max_steps
-        row: dict[str, float | int | None] = {}
+        self.state.unlogged = {}
         if final or step % settings.log_every == 0:
-            row |= self.measure(result)
-            self.console.metrics(step, row)
-        if self.validation is not None and (
-            final or (settings.eval_every and step % settings.eval_every == 0)
-        ):
-            row |= self.evaluate()
-        if row:
-            for tracker in self.trackers:
-                tracker.log(step, row)
+            self.state.unlogged = self.measure(result)
+            self.console.metrics(step, self.state.unlogged)
+        self.evaluate_and_log()
+        if self.state.unlogged is not None:
+            return
         self.console.step(step)
         every = self.checkpoint_config.every
         if every and step % every == 0 and not final:
             self.save()
+
+    def evaluate_and_log(self) -> None:
+        """Completes the row of this step, or leaves that to the next session if a signal comes."""
+        state, every = self.state, self.settings.eval_every
+        row = state.unlogged or {}
+        due = state.step == self.settings.max_steps or (every and state.step % every == 0)
+        if self.validation is not None and due:
+            try:
+                row |= self.evaluate()
+            except EvaluationStoppedError:
+                return
+        state.unlogged = None
+        if row:
+            for tracker in self.trackers:
+                tracker.log(state.step, row)
 
     def measure(self, result: StepResult) -> dict[str, float | int | None]:
         """The figures of the steps since the last logged one."""
@@ -295,9 +314,7 @@ class Trainer:
             self.validation,
             self.engine.runtime.device,
             self.bytes_per_token[1],
-            lambda done, batches: self.watchdog.phase(
-                f"after step {self.state.step}: evaluating, {done} of {batches} batches done"
-            ),
+            self.after_evaluated_batch,
         )
         state = self.state
         state.validation_loss = found.loss if math.isfinite(found.loss) else None
@@ -311,6 +328,14 @@ class Trainer:
         text = f"{bits:.4f} bits/byte" if bits is not None else f"loss {found.loss:.4f}"
         self.console.say(f"step {state.step}: validation {text}")
         return {"validation_loss": found.loss, "validation_bits_per_byte": bits}
+
+    def after_evaluated_batch(self, done: int, batches: int) -> None:
+        """Tells how far the evaluation is, and ends it where any process was asked to stop."""
+        self.watchdog.phase(
+            f"after step {self.state.step}: evaluating, {done} of {batches} batches done"
+        )
+        if done < batches and on_any_rank(self.asked):
+            raise EvaluationStoppedError
 
     def save(self, *, wait: bool = False) -> None:
         """Takes a checkpoint, unless this step has one; it is written while training goes on."""

@@ -1,4 +1,4 @@
-"""A request to stop does not wait for a long step: it is abandoned between two micro-batches."""
+"""A request to stop does not wait for a long step or evaluation: both are left in the middle."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import pytest
 
 from lsp.checkpointing.store import CheckpointStore
 from lsp.core.exit_codes import DONE, INTERRUPTED
+from lsp.data.batches import EvaluationBatches
 from lsp.models.reformer import Reformer
 from lsp.run.build import run_training
 from lsp.run.compose import load_train_config
+from lsp.tracking.tracker import read_rows
 from tests.distributed.spawn import environment, free_port
 from tests.processes import Session
 from tests.run.tiny import assert_same_run, words
@@ -31,11 +33,11 @@ class StopAt:
         self.countdown = step * accumulation + micro_batch
         self.original = Reformer.begin_micro_batch
 
-    def __call__(self, model: Reformer, seed: int, first_row: int) -> None:
+    def __call__(self, model: Reformer, seed: int, *row: int) -> None:
         if self.countdown == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-        self.countdown -= 1
-        self.original(model, seed, first_row)
+        self.countdown -= bool(row)  # the dry run before the first step names none
+        self.original(model, seed, *row)
 
 
 def stop_at(step: int, micro_batch: int, accumulation: int) -> None:
@@ -57,6 +59,31 @@ def test_alone(tmp_path, corpus, monkeypatch):
             stop_at(steps, micro_batch, accumulation=4)
             assert run_training(load_train_config(typed)) == INTERRUPTED
         assert store.steps()[-1:] == ([] if saved is None else [saved])
+    assert run_training(load_train_config(typed)) == DONE
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_during_an_evaluation(tmp_path, corpus, monkeypatch):
+    """The next session evaluates, and logs the row; also that of the last step."""
+    overrides = ["trainer.micro_batch=1", "trainer.log_every=4", "trainer.eval_every=6", *DROPOUT]
+    assert run_training(load_train_config(words(tmp_path, corpus, *overrides, name="whole"))) == 0
+
+    typed = words(tmp_path, corpus, *overrides)
+    original = EvaluationBatches.__getitem__
+    for count, saved in ((2, 6), (1, 6), (2 + 4, 12)):  # evaluations have four rows each
+        with monkeypatch.context() as patch:
+            fetched = iter(range(1, 100))
+
+            def fetch(batches, index, count=count, fetched=fetched):
+                if next(fetched) == count:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return original(batches, index)
+
+            patch.setattr(EvaluationBatches, "__getitem__", fetch)
+            assert run_training(load_train_config(typed)) == INTERRUPTED
+        assert CheckpointStore(tmp_path / "run").steps()[-1] == saved
+        rows = [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")]
+        assert rows == ([4] if saved == 6 else [4, 6, 8])
     assert run_training(load_train_config(typed)) == DONE
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
