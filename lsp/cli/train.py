@@ -53,6 +53,8 @@ VERB = Verb(
         "trainer.eval_every": "steps between evaluations, 0 for the end only",
         "trainer.log_every": "steps between logged rows",
         "trainer.micro_batch": "rows in one forward pass, 0 chooses",
+        "trainer.dry_run": "see that memory suffices before the first step",
+        "watchdog.seconds": "without progress until a hang is told and ended; 0 for never",
         "optimizer.learning_rate": "peak of the schedule",
         "schedule.warmup_steps": "steps of the linear warmup",
         "data.paths": "files, globs or folders (text, jsonl, parquet)",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from lsp.parallel.agreement import agree
@@ -34,5 +36,5 @@ def _collectives() -> int:
     """How many this process has entered, in all its groups."""
     if not torch.distributed.is_initialized():
         return 0
-    groups = torch.distributed.distributed_c10d._world.pg_map
+    groups: Any = torch.distributed.distributed_c10d._world.pg_map
     return sum(int(group._get_sequence_number_for_group()) for group in groups)

@@ -137,9 +137,10 @@ def last_collectives() -> tuple[dict[str, Collective], str | None]:
 
 def _flight_record() -> list[dict[str, Any]]:
     try:
-        from torch._C._distributed_c10d import _dump_fr_trace_json
+        from torch._C import _distributed_c10d
 
-        entries = json.loads(_dump_fr_trace_json()).get("entries", [])
+        recorder: Any = _distributed_c10d
+        entries = json.loads(recorder._dump_fr_trace_json()).get("entries", [])
         needed = {"record_id", "is_p2p", "process_group", "collective_seq_id", "retired", "state"}
         return [entry for entry in entries if needed | {"profiling_name"} <= entry.keys()]
     except (ImportError, ValueError, AttributeError, RuntimeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -123,14 +124,13 @@ class Needs:
     def _changes(self) -> Iterator[tuple[str, Callable[[], dict[str, int]]]]:
         """Overrides with the activations that each leaves."""
         for rows in self._fewer_rows():
-            yield f"trainer.micro_batch={rows}", lambda rows=rows: self.activations(rows=rows)
+            yield f"trainer.micro_batch={rows}", partial(self.activations, rows=rows)
         for key, memory in self._other_memory():
-            yield key, lambda memory=memory: self.activations(memory=memory)
+            yield key, partial(self.activations, memory=memory)
         for degree in self._other_degrees():
-            key = f"parallelism.sequence={degree}"
-            yield key, lambda degree=degree: self.activations(degree=degree)
+            yield f"parallelism.sequence={degree}", partial(self.activations, degree=degree)
         if self.precision.name == "fp32":
-            yield "precision=bf16", lambda: self.activations(half=True)
+            yield "precision=bf16", partial(self.activations, half=True)
 
     def _fewer_rows(self) -> list[int]:
         now, whole = self.share.micro_batch, self.share.rows_per_rank

@@ -122,6 +122,7 @@ class Trainer:
         batch = self.batches.fetch(self.state.cursor)[0]
         self.model.begin_micro_batch(0)
         dry_run(self.engine, batch.to(self.engine.runtime.device).tensors(), self.first_step_bytes)
+        self.clock = time.perf_counter()  # rehearsing is not training
 
     def train_step(self, micro_batches: list[Batch]) -> tuple[StepResult | None, bool]:
         """One optimizer step; returns its result and whether any process was asked to stop.
