@@ -160,6 +160,7 @@ class Architecture:
         length_multiple: Given a config, the number every sequence length must be a multiple of.
         resolve: Completes a config from what the run knows (vocabulary, special ids, sequence
             length, objective) and refuses what cannot work, naming the lengths that would.
+        residuals: Values of `memory.residual` that it can be trained with, the leanest first.
         segments: Whether attention honours `segment_ids`.
     """
 
@@ -170,4 +171,5 @@ class Architecture:
     length_multiple: Callable[[Any], int]
     resolve: Callable[..., Any]
     check_shares: Callable[[Any, int, int], None]
+    residuals: tuple[str, ...]
     segments: bool = True

@@ -6,11 +6,12 @@ group of heads have masks of their own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from lsp.core.errors import require, unknown_choice
 
-RESIDUALS = ("reversible", "recomputed", "stored")
+RESIDUALS = ("auto", "reversible", "recomputed", "stored")
 
 
 @dataclass
@@ -20,7 +21,7 @@ class MemoryConfig:
     Attributes:
         residual: What is kept per layer for the backward pass. `reversible`: nothing, the inputs
             are computed back from the outputs. `recomputed`: the inputs. `stored`: everything,
-            as plain autograd does.
+            as plain autograd does. `auto`: as little as the architecture allows.
         feed_forward_tiles: Tiles of the sequence in a feed-forward layer; 0 chooses from the sizes.
         head_tiles: Tiles of the sequence in the language-model head; 0 chooses from the sizes.
         attention_groups: Groups of attention heads evaluated one after the other; 0 chooses.
@@ -30,7 +31,7 @@ class MemoryConfig:
             was given.
     """
 
-    residual: str = "reversible"
+    residual: str = "auto"
     feed_forward_tiles: int = 0
     head_tiles: int = 0
     attention_groups: int = 0
@@ -48,6 +49,16 @@ class MemoryConfig:
             f"memory.tile_megabytes={self.tile_megabytes} has to be 0 (automatic) or more",
         )
 
+    def settled(self, possible: Sequence[str]) -> MemoryConfig:
+        """A copy for an architecture that can keep its layers in some ways, the leanest first.
+
+        Raises:
+            UserError: It cannot keep them in the way that is asked for.
+        """
+        check_residual(self.residual, possible)
+        residual = possible[0] if self.residual == "auto" else self.residual
+        return replace(self, residual=residual)
+
     def tile_bytes(self, device_type: str) -> int:
         """The budget of a tile's largest intermediate."""
         return int((self.tile_megabytes or (2 if device_type == "cpu" else 64)) * 2**20)
@@ -55,3 +66,16 @@ class MemoryConfig:
     def tiles_for(self, num_bytes: int, device_type: str) -> int:
         """Number of tiles that keeps an intermediate of `num_bytes` below the budget."""
         return -(-num_bytes // self.tile_bytes(device_type))
+
+
+def check_residual(residual: str, possible: Sequence[str]) -> None:
+    """Refuses a way to keep layers that an architecture does not have.
+
+    Raises:
+        UserError: It is not among the possible ones.
+    """
+    require(
+        residual in ("auto", *possible),
+        f"memory={residual} is not possible with this architecture: use auto or "
+        f"{' or '.join(possible)}",
+    )

@@ -24,7 +24,7 @@ from lsp.models.layers.lsh import bucket_dtype
 from lsp.models.layers.positions import AxialPositions, AxialTables, LearnedPositions
 from lsp.models.layers.reversible import Branch, Drift, run_stack
 from lsp.models.memory import MemoryConfig
-from lsp.models.reformer_config import ReformerConfig
+from lsp.models.reformer_config import RESIDUALS, ReformerConfig
 from lsp.models.reformer_generation import LayerCache, ReformerCache
 from lsp.models.reformer_generation import step as generation_step
 from lsp.models.reformer_layers import Memo, ReformerLayer
@@ -219,7 +219,7 @@ class Reformer(LanguageModel):
         super().__init__()
         config.validate()
         self.config = config
-        self.memory = memory or MemoryConfig()
+        self.memory = (memory or MemoryConfig()).settled(RESIDUALS)
         self.reformer = ReformerModel(config, self.memory)
         self.lm_head = ReformerHead(config)
         self._seeds: Seeds | None = None

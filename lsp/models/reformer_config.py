@@ -15,9 +15,11 @@ from typing import Any
 from lsp.core.errors import require, unknown_choice
 from lsp.models import activations
 from lsp.models.published import BOOKKEEPING, known_values
+from lsp.models.shares import check_degree
 
 MODEL_TYPE = "reformer"
 ATTENTION_KINDS = ("local", "lsh")
+RESIDUALS = ("reversible", "recomputed", "stored")
 # fmt: off
 # Leftovers of the first releases of `transformers` say nothing about this model.
 IGNORED_KEYS = BOOKKEEPING | {
@@ -181,14 +183,7 @@ class ReformerConfig:
 
     def check_shares(self, sequence_length: int, degree: int) -> None:
         """Refuses a `parallelism.sequence` that the length or the heads cannot be shared by."""
-        possible = [n for n in range(2, 65) if self._shares_problem(sequence_length, n) is None]
-        problem = self._shares_problem(sequence_length, degree)
-        nearest = sorted(sorted(possible, key=lambda n: abs(n - degree))[:4])
-        require(
-            problem is None,
-            f"parallelism.sequence={degree}: {problem}; use "
-            f"{' or '.join(map(str, [1, *nearest]))} with this model and length",
-        )
+        check_degree(lambda n: self._shares_problem(sequence_length, n), degree)
 
     def _shares_problem(self, sequence_length: int, degree: int) -> str | None:
         """Why rows cannot be shared by so many processes."""
@@ -197,7 +192,7 @@ class ReformerConfig:
         near = self.local_attention_is_near(sequence_length // degree)
         by_heads = [kind for kind in self.attn_layers if kind == "lsh" or not near]
         heads = self.num_attention_heads
-        if degree > 1 and by_heads and heads % degree:
+        if by_heads and heads % degree:
             return (
                 f"num_attention_heads={heads}, which {by_heads[0]} attention deals out, "
                 "is not a multiple of it"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from lsp.core.errors import unknown_choice
+from lsp.models import longformer_config, reformer_config
 from lsp.models.interface import Architecture
+from lsp.models.longformer import Longformer
+from lsp.models.longformer_config import LongformerConfig
 from lsp.models.reformer import Reformer
-from lsp.models.reformer_config import ReformerConfig, resolve
+from lsp.models.reformer_config import ReformerConfig
 
 ARCHITECTURES: dict[str, Architecture] = {
     "reformer": Architecture(
@@ -14,8 +17,19 @@ ARCHITECTURES: dict[str, Architecture] = {
         build=Reformer,
         objectives=("causal", "masked"),
         length_multiple=lambda config: config.length_multiple,
-        resolve=resolve,
+        resolve=reformer_config.resolve,
         check_shares=ReformerConfig.check_shares,
+        residuals=reformer_config.RESIDUALS,
+    ),
+    "longformer": Architecture(
+        name="longformer",
+        config_class=LongformerConfig,
+        build=Longformer,
+        objectives=("causal", "masked"),
+        length_multiple=lambda config: config.length_multiple,
+        resolve=longformer_config.resolve,
+        check_shares=LongformerConfig.check_shares,
+        residuals=longformer_config.RESIDUALS,
     ),
 }
 

@@ -58,19 +58,21 @@ class ProcessExchange(Exchange):
 
     def to_heads(self, xs_BLE: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         # All of them in one exchange: T tensors, P shares.
-        x_TBLPE = torch.stack(list(xs_BLE)).unflatten(-1, (self.degree, -1))
-        x_PTBLE = _Swap.apply(x_TBLPE.movedim(3, 0), self.group)
+        stacked = torch.stack(list(xs_BLE))
+        x_TBLPE = stacked.view(*stacked.shape[:3], self.degree, -1)
+        x_PTBLE = _swapped(x_TBLPE.movedim(3, 0), self.group)
         return list(x_PTBLE.movedim(0, 2).flatten(2, 3))
 
     def to_positions(self, x_BLE: torch.Tensor) -> torch.Tensor:
-        x_PBLE = x_BLE.unflatten(1, (self.degree, -1)).movedim(1, 0)
-        return _Swap.apply(x_PBLE, self.group).movedim(0, 2).flatten(2)
+        batch, length, width = x_BLE.shape
+        x_BPLE = x_BLE.reshape(batch, self.degree, length // self.degree, width)
+        return _swapped(x_BPLE.movedim(1, 0), self.group).movedim(0, 2).flatten(2)
 
     def outer(self, xs_BLE: Sequence[torch.Tensor], before: int, after: int) -> list[torch.Tensor]:
         x_TBLE = torch.stack(list(xs_BLE))
         length = x_TBLE.shape[2]
         to_next, to_previous = x_TBLE[:, :, length - before :], x_TBLE[:, :, :after]
-        return list(_Halo.apply(to_next, to_previous, self))
+        return list(_Halo.apply(to_next, to_previous, self))  # type: ignore[no-untyped-call]
 
 
 class _Swap(torch.autograd.Function):
@@ -85,6 +87,11 @@ class _Swap(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_P: torch.Tensor) -> tuple[torch.Tensor, None]:
         return _swap(grad_P, ctx.group), None
+
+
+def _swapped(x_P: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    out_P: torch.Tensor = _Swap.apply(x_P, group)  # type: ignore[no-untyped-call]
+    return out_P
 
 
 def _swap(x_P: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:

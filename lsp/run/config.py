@@ -14,6 +14,7 @@ from data_pipelines.config import DataConfig, PackingConfig, TokenizerConfig
 from lsp.checkpointing.config import CheckpointConfig
 from lsp.core.errors import require, unknown_choice
 from lsp.data.config import ObjectiveConfig
+from lsp.models.longformer_config import LongformerConfig
 from lsp.models.memory import MemoryConfig
 from lsp.models.reformer_config import ReformerConfig
 from lsp.parallel.config import ParallelismConfig, PrecisionConfig
@@ -28,7 +29,7 @@ from lsp.training.config import (
     WatchdogConfig,
 )
 
-ARCHITECTURES: dict[str, type] = {"reformer": ReformerConfig}
+ARCHITECTURES: dict[str, type] = {"reformer": ReformerConfig, "longformer": LongformerConfig}
 """The config classes of the registry by name, without the models, whose import takes seconds."""
 
 OPTIMIZERS: dict[str, type[OptimizerConfig]] = {

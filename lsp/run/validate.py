@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lsp.core.errors import UserError, require, unknown_choice
 from lsp.core.ranks import world_size
+from lsp.models.memory import check_residual
 from lsp.run.compose import in_architecture
 from lsp.run.config import ARCHITECTURES, RunConfig
 
@@ -35,6 +36,7 @@ def validate_data(config: RunConfig) -> None:
         f"packing={config.packing.strategy} puts several documents into a row, and "
         f"architecture={architecture.name} cannot keep them apart: use packing=one_per_row",
     )
+    check_residual(config.memory.residual, architecture.residuals)
     try:
         # The tokenizer may not exist yet: here the vocabulary is taken to fit.
         architecture.resolve(

@@ -9,14 +9,15 @@ import torch
 import torch.distributed as dist
 
 from lsp.core.batch import IGNORE_INDEX, Batch, positions_from_segments
+from lsp.models.interface import LanguageModel
 from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
-from lsp.models.reformer import Reformer
 from lsp.parallel.config import ParallelismConfig
 from lsp.parallel.runtime import runtime
 from lsp.parallel.sequence import make_exchange
-from tests.training.tiny import reformer
+from tests.training.tiny import longformer, reformer
 
-LENGTH = 64
+LENGTHS = {"reformer": 64, "longformer": 256}
+"""Long enough that a quarter of a row holds a chunk of every kind of attention."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Case:
         packed: Whether rows hold several documents and padding.
         training: Whether gradients are wanted.
         groups: Groups of heads, 0 for the model's choice.
+        architecture: Of the model.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Case:
     packed: bool = True
     training: bool = True
     groups: int = 0
+    architecture: str = "reformer"
 
 
 @dataclass
@@ -49,8 +52,12 @@ class Found:
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-def model_of(case: Case) -> Reformer:
+def model_of(case: Case) -> LanguageModel:
     torch.manual_seed(0)
+    if case.architecture == "longformer":
+        values = {"num_attention_heads": 4, "max_position_embeddings": 258} | dict(case.values)
+        residual = "auto" if case.residual == "reversible" else case.residual
+        return longformer(residual, **values).double().train(case.training)
     defaults = {"num_attention_heads": 4, "attention_head_size": 8}
     model = reformer(case.residual, **defaults | dict(case.values)).double()
     model.memory.attention_groups = case.groups
@@ -59,13 +66,14 @@ def model_of(case: Case) -> Reformer:
 
 def rows_of(case: Case) -> Batch:
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(4, 64, (2, LENGTH), generator=generator)
+    length = LENGTHS[case.architecture]
+    ids = torch.randint(4, 64, (2, length), generator=generator)
     labels = ids.roll(-1, 1)
     segments = torch.ones_like(ids)
     if case.packed:  # documents that end inside a share, at its end, and far behind it
         for row, ends in enumerate(((5, 16, 37, 60), (32, 48, 49, 64))):
             start = 0
-            for number, end in enumerate(ends, start=1):
+            for number, end in enumerate((end * length // 64 for end in ends), start=1):
                 segments[row, start:end] = number
                 labels[row, end - 1] = IGNORE_INDEX
                 start = end
@@ -78,7 +86,7 @@ def step(case: Case, exchange: Exchange = WHOLE_ROWS) -> Found:
     """Loss and gradients of the rows, of which this process has its share."""
     model, rows = model_of(case), rows_of(case)
     model.share_rows(exchange)
-    length = LENGTH // exchange.degree
+    length = LENGTHS[case.architecture] // exchange.degree
     share = rows.positions(exchange.first(length), exchange.first(length) + length)
     model.begin_micro_batch(7)
     with torch.set_grad_enabled(case.training):
@@ -89,6 +97,7 @@ def step(case: Case, exchange: Exchange = WHOLE_ROWS) -> Found:
         found.gradients = {
             name: torch.zeros_like(p) if p.grad is None else p.grad
             for name, p in model.named_parameters()
+            if p.requires_grad
         }
     return found
 

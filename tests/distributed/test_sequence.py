@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -28,6 +30,19 @@ CASES = [
     Case("factored buckets", (("num_buckets", [4, 2]), ("num_hashes", 3))),
     Case("evaluation", training=False),
 ]
+LONGFORMERS = [
+    Case("longformer"),
+    Case("longformer, one document", packed=False),
+    Case("longformer, causal", (("is_decoder", True),)),
+    Case("longformer, stored", residual="stored"),
+    Case("longformer, windows by layer", (("attention_window", [8, 128]),)),
+    Case("longformer, windows longer than shares", (("attention_window", 200),)),
+    Case("longformer, global tokens", (("global_tokens", 2),)),
+    Case("longformer, gaps", (("attention_dilation", [1, [1, 2, 4, 4]]),)),
+    Case("longformer, untied", (("tie_word_embeddings", False),)),
+    Case("longformer, evaluation", training=False),
+]
+CASES += [replace(case, architecture="longformer") for case in LONGFORMERS]
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from lsp.parallel.rehearsal import dry_run
 from lsp.parallel.runtime import Runtime, _reset_accelerate, runtime
 from lsp.training.config import AdamWConfig
 from lsp.training.optimizers import build_optimizers, set_learning_rate
-from tests.training.tiny import batch, reformer
+from tests.training.tiny import batch, longformer, reformer
 
 ROWS = 4
 
@@ -37,6 +37,7 @@ class Job:
     """One small training.
 
     Attributes:
+        architecture: Of the tiny model.
         strategy: Of parallelism.
         accumulation: Micro-batches of a step, in each process.
         residual: How the model keeps its activations.
@@ -61,6 +62,7 @@ class Job:
     load: str | None = None
     save: str | None = None
     dropout: float = 0.0
+    architecture: str = "reformer"
 
 
 @dataclass
@@ -113,7 +115,8 @@ def _engine(job: Job, place: Runtime) -> Engine:
         strategy=job.strategy, device="cpu", param_persistence_threshold=0
     )
     torch.manual_seed(0)
-    model = reformer(job.residual, hidden_dropout_prob=job.dropout)
+    make = {"reformer": reformer, "longformer": longformer}[job.architecture]
+    model = make(job.residual, hidden_dropout_prob=job.dropout)
     snapshot = None
     if job.load is not None:
         path = CheckpointStore(Path(job.load)).latest()

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from lsp.core.batch import IGNORE_INDEX, Batch, positions_from_segments
+from lsp.models.longformer import Longformer
+from lsp.models.longformer_config import LongformerConfig
 from lsp.models.memory import MemoryConfig
 from lsp.models.reformer import Reformer
 from lsp.models.reformer_config import ReformerConfig
@@ -37,6 +39,21 @@ def reformer(
     }
     memory = memory or MemoryConfig(residual=residual)
     return Reformer(ReformerConfig(**settings | values), memory)
+
+
+def longformer(residual: str = "recomputed", **values: Any) -> Longformer:
+    settings: dict[str, Any] = {
+        "attention_window": 16,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": LENGTH + 2,
+        "vocab_size": 64,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    return Longformer(LongformerConfig(**settings | values), MemoryConfig(residual=residual))
 
 
 def batch(seed: int, rows: int = 4) -> Batch:

@@ -15,11 +15,24 @@ import torch.nn.functional as F
 from torch import nn
 
 from lsp.core.batch import IGNORE_INDEX
+from lsp.models.layers.tied import WaitingGradient
 from lsp.models.layers.tiling import Autocast, ParameterGradients, tile_spans
 
 
 class LanguageModelHead(nn.Linear):
-    """Projection onto the vocabulary; with labels, straight to the loss."""
+    """Projection onto the vocabulary; with labels, straight to the loss.
+
+    Attributes:
+        waiting: Where the weight is the embedding's too: what keeps its gradient for that.
+    """
+
+    waiting: WaitingGradient | None = None
+
+    def learned(self) -> list[torch.Tensor]:
+        """What the loss is differentiated by."""
+        if self.waiting is None:
+            return list(self.parameters())
+        return [self.waiting.anchor, *(p for p in self.parameters() if p is not self.weight)]
 
     def forward(  # type: ignore[override]
         self, hidden_BLD: torch.Tensor, labels_BL: torch.Tensor | None = None
@@ -34,7 +47,8 @@ class LanguageModelHead(nn.Linear):
             Without labels the scores (B, L, V). With labels the summed cross-entropy (fp32
             scalar) and the number of predicted positions (int64 scalar).
         """
-        logits_BLV = super().forward(hidden_BLD)
+        weight = self.weight if self.waiting is None else self.waiting.of(self.weight)
+        logits_BLV = F.linear(hidden_BLD, weight, self.bias)
         if labels_BL is None:
             return logits_BLV
         loss_sum = F.cross_entropy(
@@ -52,6 +66,7 @@ def tiled_loss(
     labels_BL: torch.Tensor,
     tiles: int,
     parameters: Iterable[torch.Tensor],
+    waiting: WaitingGradient | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Adds up a loss over tiles of the sequence.
 
@@ -63,6 +78,7 @@ def tiled_loss(
         labels_BL: (B, L) targets, -100 where nothing is predicted.
         tiles: How many; they need not divide L.
         parameters: What `fn` learns. Their gradients arrive once, in the backward pass.
+        waiting: What `fn` keeps gradients in, if anything.
 
     Returns:
         The loss summed over predicted positions (fp32 scalar), and their number (int64 scalar).
@@ -72,7 +88,7 @@ def tiled_loss(
     learned = [p for p in parameters if p.requires_grad]
     if torch.is_grad_enabled() and (learned or any(x.requires_grad for x in inputs)):
         anchor = torch.empty(0, device=labels_BL.device, requires_grad=True)
-        return _TiledLoss.apply(anchor, fn, labels_BL, spans, learned, *inputs), count
+        return _TiledLoss.apply(anchor, fn, labels_BL, spans, learned, waiting, *inputs), count
     total = torch.zeros((), dtype=torch.float32, device=labels_BL.device)
     for index, span in enumerate(spans):
         total += fn(*(x[:, span] for x in inputs), labels_BL[:, span], index).float()
@@ -88,9 +104,11 @@ class _TiledLoss(torch.autograd.Function):
         labels_BL: torch.Tensor,
         spans: list[slice],
         learned: list[torch.Tensor],
+        waiting: WaitingGradient | None,
         *inputs: torch.Tensor,
     ) -> torch.Tensor:
-        needed = [i for i in range(len(inputs)) if ctx.needs_input_grad[5 + i]]
+        ctx.waiting = waiting
+        needed = [i for i in range(len(inputs)) if ctx.needs_input_grad[6 + i]]
         ctx.grads = [torch.empty_like(x) if i in needed else None for i, x in enumerate(inputs)]
         ctx.gradients = ParameterGradients(learned)
         autocast = Autocast(labels_BL.device.type)
@@ -125,6 +143,8 @@ class _TiledLoss(torch.autograd.Function):
             raise RuntimeError("a tiled loss can be differentiated once per forward pass")
         span, leaves = ctx.last_span, iter(ctx.last_leaves)
         ctx.gradients.scale(grad_total)
+        if ctx.waiting is not None:
+            ctx.waiting.scale(grad_total)
         ctx.gradients.release([ctx.last_loss], [grad_total.to(ctx.last_loss.dtype)])
         for grad in ctx.grads:
             if grad is None:
@@ -133,5 +153,5 @@ class _TiledLoss(torch.autograd.Function):
             last_grad = next(leaves).grad
             grad[:, span] = 0 if last_grad is None else last_grad
         grads, ctx.grads = ctx.grads, None
-        ctx.last_loss = ctx.last_leaves = ctx.gradients = None
-        return None, None, None, None, None, *grads
+        ctx.last_loss = ctx.last_leaves = ctx.gradients = ctx.waiting = None
+        return None, None, None, None, None, None, *grads

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lsp.models.layers.tiling import Autocast, ParameterGradients
+from lsp.models.layers.tiling import Autocast, Joined, ParameterGradients, graph_edge
 
 
 class Branch(nn.Module, ABC):
@@ -208,31 +208,13 @@ def add_branch(branch: Branch, memo: Any, read: torch.Tensor, write: torch.Tenso
     for group in branch.groups(read):
         x = read
         if branch.mixes:
-            mixed = _Joined(read.shape[1])
+            mixed = Joined(read.shape[1])
             for tile in tiles:
                 mixed.put(tile, branch("before", read[:, tile], memo, group))
             x = branch("across", mixed.parts, memo, group)
             del mixed
         for tile in tiles:
             write[:, tile].add_(branch("after", x[:, tile], memo, group, tile))
-
-
-class _Joined:
-    """Tensors over the whole sequence, filled tile by tile."""
-
-    def __init__(self, length: int) -> None:
-        self._length = length
-        self.parts: list[torch.Tensor] = []
-
-    def put(self, tile: slice, values: Sequence[torch.Tensor]) -> None:
-        values = [value.detach() for value in values]
-        if tile.stop - tile.start == self._length:
-            self.parts = values
-            return
-        if not self.parts:
-            self.parts = [v.new_empty((len(v), self._length, *v.shape[2:])) for v in values]
-        for part, value in zip(self.parts, values, strict=True):
-            part[:, tile] = value
 
 
 @dataclass
@@ -273,7 +255,7 @@ class _Differentiation:
 
     def _mixing(self, group: Any) -> None:
         """Forward through the three steps of a group, then back through them."""
-        mixed = _Joined(self.read.shape[1])
+        mixed = Joined(self.read.shape[1])
         edges: list[Any] = []
         leaves: list[Any] = []
         for tile in self._tiles:
@@ -282,13 +264,13 @@ class _Differentiation:
                 values = self.branch("before", leaf, self.memo, group)
             mixed.put(tile, values)
             leaves.append(leaf)
-            edges.append([_edge(value) for value in values])
+            edges.append([graph_edge(value) for value in values])
             del values
         parts = [part.requires_grad_() for part in mixed.parts]
         del mixed
         with torch.enable_grad(), self.autocast():
             out = self.branch("across", parts, self.memo, group)
-        edge, whole = _edge(out), out.detach()
+        edge, whole = graph_edge(out), out.detach()
         del out
         grad_out = torch.empty_like(whole)
         for tile in self._tiles:
@@ -330,11 +312,6 @@ class _Differentiation:
     @staticmethod
     def _leaf(x: torch.Tensor, tile: slice) -> torch.Tensor:
         return x[:, tile].detach().requires_grad_()
-
-
-def _edge(value: torch.Tensor) -> Any:
-    """The graph behind a tensor, without its numbers."""
-    return torch.autograd.graph.get_gradient_edge(value)
 
 
 def _owned(grads: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -7,7 +7,7 @@ cache; the backward pass computes the scores again, as in the other kernels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from lsp.models.layers.chunked_attention import (
     without_autocast,
 )
 from lsp.models.layers.chunks import Settings, Window, Workspace, block_sizes, documents
+from lsp.models.layers.dropout import derive_seed
 
 CHUNK = 64  # the smaller, the less of a window's corners is computed in vain; products want 64
 
@@ -88,9 +89,10 @@ class Span:
     before: int
     after: int
 
-    def window(self, chunk_length: int) -> Window:
+    def window(self) -> Window:
         """The chunks that a query's window reaches."""
-        return Window(chunk_length, -(-self.before // chunk_length), -(-self.after // chunk_length))
+        chunk = min(CHUNK, 1 << (max(self.before, self.after, 8) - 1).bit_length())
+        return Window(chunk, -(-self.before // chunk), -(-self.after // chunk))
 
     def band(self, window: Window, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """0 where a query of a chunk sees a key around it, else far below: (1, K, W)."""
@@ -106,7 +108,8 @@ class _Row:
 
     def __init__(
         self,
-        qkv_TLH: tuple[torch.Tensor, ...],
+        qkv_TLH: Sequence[torch.Tensor],
+        outer_TOH: Sequence[torch.Tensor | None],
         mask: RowMask,
         band: torch.Tensor,
         silent_L: torch.Tensor,
@@ -121,21 +124,27 @@ class _Row:
         self.mask, self.band, self.window = mask, band, window
         self.chunks_per_block, self.workspace = chunks_per_block, workspace
         self.scale = size**-0.5
-        self.k_TEH = self._on_ring(k_TLH, "ring_k").mul_(self.scale * LOG2E)
-        self.v_TEH = self._on_ring(v_TLH, "ring_v")
+        outer_k_TOH, outer_v_TOH = outer_TOH
+        self.k_TEH = self._on_ring(k_TLH, outer_k_TOH, "ring_k").mul_(self.scale * LOG2E)
+        self.v_TEH = self._on_ring(v_TLH, outer_v_TOH, "ring_v")
         self.k_TGH = window.own(self.k_TEH)[:, global_G]
         self.v_TGH = v_TLH[:, global_G]
         self.global_G, self.global_document_G = global_G, global_document_G
         self.silent_L1 = silent_L[:, None]
 
-    def _on_ring(self, x_TLH: torch.Tensor, name: str) -> torch.Tensor:
-        outer = self.window.outer
-        out = self.workspace.take(
-            name, (self.heads, self.length + outer, x_TLH.shape[-1]), x_TLH.dtype
-        )
-        self.window.own(out).copy_(x_TLH)
-        out[:, : self.window.before * self.window.chunk_length] = 0
-        out[:, self.length + self.window.before * self.window.chunk_length :] = 0
+    def _on_ring(
+        self, x_TLH: torch.Tensor, outer_TOH: torch.Tensor | None, name: str
+    ) -> torch.Tensor:
+        window = self.window
+        shape = (self.heads, self.length + window.outer, x_TLH.shape[-1])
+        out = self.workspace.take(name, shape, x_TLH.dtype)
+        window.own(out).copy_(x_TLH)
+        start = window.before * window.chunk_length
+        before, after = slice(0, start), slice(start + self.length, None)
+        if outer_TOH is None:
+            out[:, before] = out[:, after] = 0
+        else:
+            out[:, before], out[:, after] = outer_TOH[:, :start], outer_TOH[:, start:]
         return out
 
     def blocks(self) -> Iterator[tuple[slice, slice, BiasedBlock, BiasedBlock | None]]:
@@ -176,6 +185,8 @@ class _SlidingWindow(torch.autograd.Function):
         q_BNLH: torch.Tensor,
         k_BNLH: torch.Tensor,
         v_BNLH: torch.Tensor,
+        outer_k_BNOH: torch.Tensor | None,
+        outer_v_BNOH: torch.Tensor | None,
         document_BL: torch.Tensor,
         padding_BL: torch.Tensor,
         global_BL: torch.Tensor | None,
@@ -183,7 +194,7 @@ class _SlidingWindow(torch.autograd.Function):
         settings: Settings,
     ) -> torch.Tensor:
         ctx.span, ctx.settings = span, settings
-        inputs = q_BNLH, k_BNLH, v_BNLH
+        inputs = q_BNLH, k_BNLH, v_BNLH, outer_k_BNOH, outer_v_BNOH
         masks = document_BL, padding_BL, global_BL
         out_BNLH = torch.empty_like(v_BNLH)
         base_BNL = torch.empty(q_BNLH.shape[:3], dtype=compute_dtype(q_BNLH), device=q_BNLH.device)
@@ -219,7 +230,8 @@ class _SlidingWindow(torch.autograd.Function):
         window = settings.window
         *inputs, document_BL, padding_BL, global_BL, base_BNL, out_BNLH = ctx.saved_tensors
         masks = document_BL, padding_BL, global_BL
-        grad_q_BNLH, grad_k_BNLH, grad_v_BNLH = (torch.empty_like(x) for x in inputs)
+        grad_q_BNLH, *grads_BNLH = (torch.empty_like(x) for x in inputs[:3])
+        grads_BNOH = [None if x is None else torch.empty_like(x) for x in inputs[3:]]
         dtype = compute_dtype(inputs[0])
         workspace = Workspace(grad_BNLH.device)
         dropout = Dropout(settings.dropout, settings.dropout_seed, grad_BNLH.device)
@@ -260,18 +272,24 @@ class _SlidingWindow(torch.autograd.Function):
                     part.add_(far_q, alpha=LN2)
                     grad_k_TGH += far_k
                     grad_v_TGH += far_v
-            for total_BNLH, ring, grad_TGH, scale in (
-                (grad_k_BNLH, ring_k, grad_k_TGH, tile.scale),
-                (grad_v_BNLH, ring_v, grad_v_TGH, 1.0),
+            for total, outer, ring, grad_TGH, scale in zip(
+                grads_BNLH,
+                grads_BNOH,
+                (ring_k, ring_v),
+                (grad_k_TGH, grad_v_TGH),
+                (tile.scale, 1.0),
+                strict=True,
             ):
                 own = window.own(ring)
                 own.index_add_(1, tile.global_G, grad_TGH)
-                total_BNLH[row, heads] = own.mul_(scale)
-        return grad_q_BNLH, grad_k_BNLH, grad_v_BNLH, None, None, None, None, None
+                total[row, heads] = own.mul_(scale)
+                if outer is not None:
+                    outer[row, heads] = window.around(ring).mul_(scale)
+        return grad_q_BNLH, *grads_BNLH, *grads_BNOH, None, None, None, None, None
 
 
 def _rows(
-    inputs: tuple[torch.Tensor, ...] | list[torch.Tensor],
+    inputs: Sequence[torch.Tensor | None],
     masks: tuple[torch.Tensor | None, ...],
     span: Span,
     settings: Settings,
@@ -280,8 +298,12 @@ def _rows(
     document_BL, padding_BL, global_BL = masks
     assert document_BL is not None
     assert padding_BL is not None
-    batch, num_heads, length, _ = inputs[0].shape
-    window, device, dtype = settings.window, inputs[0].device, compute_dtype(inputs[0])
+    q_BNLH = inputs[0]
+    assert q_BNLH is not None
+    batch, num_heads, length, _ = q_BNLH.shape
+    window, device, dtype = settings.window, q_BNLH.device, compute_dtype(q_BNLH)
+    here = slice(settings.first, settings.first + length)
+    around = slice(here.start, here.stop + window.outer)
     heads_at_once, chunks_per_block = block_sizes(
         device, num_heads, length // window.chunk_length, window
     )
@@ -289,26 +311,28 @@ def _rows(
     edges = (window.before * window.chunk_length, window.after * window.chunk_length)
     for row in range(batch):
         # Beyond the ends of a row lies another document.
-        document_E = F.pad(document_BL[row], edges, value=-1)
+        document_E = F.pad(document_BL[row], edges, value=-1)[around]
         unseen_L = padding_BL[row]
         global_G = torch.empty(0, dtype=torch.int64, device=device)
         if global_BL is not None:
             # What everyone sees is not to be counted twice.
             unseen_L = unseen_L | global_BL[row]
             global_G = global_BL[row].nonzero()[:, 0]
-        mask = RowMask(window, document_E, F.pad(unseen_L, edges), dtype)
+        mask = RowMask(window, document_E, F.pad(unseen_L, edges)[around], dtype)
         global_document_G = document_BL[row, global_G].to(dtype) * OTHER_DOCUMENT
         for start in range(0, num_heads, heads_at_once):
             heads = slice(start, min(start + heads_at_once, num_heads))
-            qkv_TLH = tuple(x_BNLH[row, heads] for x_BNLH in inputs)
+            qkv_TLH = [x_BNLH[row, heads] for x_BNLH in inputs[:3] if x_BNLH is not None]
+            outer_TOH = [None if x is None else x[row, heads] for x in inputs[3:]]
             yield (
                 row,
                 heads,
                 _Row(
                     qkv_TLH,
+                    outer_TOH,
                     mask,
                     band,
-                    padding_BL[row],
+                    padding_BL[row, here],
                     global_G,
                     global_document_G,
                     window,
@@ -329,8 +353,13 @@ def sliding_window_attention(
     global_BL: torch.Tensor | None = None,
     dropout: float = 0.0,
     dropout_seed: int | None = None,
+    outer_BNOH: Sequence[torch.Tensor] = (),
+    first: int = 0,
 ) -> torch.Tensor:
     """Attention to the keys around each query, and to global tokens.
+
+    The queries may be a run of a row's positions: `outer_BNOH` and `first` then say what is around
+    it, and there are no global tokens.
 
     Args:
         q_BNLH: (B, N, L, H) queries, as projected: the scale 1/sqrt(H) is applied here.
@@ -338,10 +367,14 @@ def sliding_window_attention(
         v_BNLH: (B, N, L, H) values.
         before: Positions before its own that a query sees.
         after: Positions after its own that a query sees; 0 is causal.
-        segment_ids_BL: (B, L) 0 for padding, 1.. for documents, which never see each other.
+        segment_ids_BL: (B, row length) 0 for padding, 1.. for documents, which never see each
+            other; needed where the queries are a run of a row.
         global_BL: (B, L) true where every query of the same document sees the key, however far.
         dropout: Probability of dropping an attention weight.
         dropout_seed: Required where dropout > 0: the same seed drops the same weights.
+        outer_BNOH: Keys and values around the queries, as many as `reach_around` says, whatever
+            lies beyond the ends of the row; empty for a whole row.
+        first: Position of the first query in its row.
 
     Returns:
         (B, N, L, H) attention output in the dtype of the values, 0 for padding. What global
@@ -351,19 +384,23 @@ def sliding_window_attention(
     device = q_BNLH.device
     if segment_ids_BL is None:
         segment_ids_BL = torch.ones(batch, length, dtype=torch.int64, device=device)
-    span = Span(min(before, length - 1), min(after, length - 1))
-    chunk = min(CHUNK, 1 << (max(span.before, span.after, 8) - 1).bit_length())
-    missing = -length % chunk
+    span = Span(before, after)
+    if not outer_BNOH:
+        span = Span(min(before, length - 1), min(after, length - 1))
+    window = span.window()
+    missing = -length % window.chunk_length
     if missing:
+        assert not outer_BNOH, "a run of a row's positions is a whole number of chunks"
         q_BNLH, k_BNLH, v_BNLH = (F.pad(x, (0, 0, 0, missing)) for x in (q_BNLH, k_BNLH, v_BNLH))
         segment_ids_BL = F.pad(segment_ids_BL, (0, missing))
         global_BL = None if global_BL is None else F.pad(global_BL, (0, missing))
     padding_BL = segment_ids_BL == 0
-    settings = Settings(span.window(chunk), span.after == 0, dropout, dropout_seed)
+    settings = Settings(window, span.after == 0, dropout, dropout_seed, first)
     out_BNLH = _SlidingWindow.apply(
         q_BNLH,
         k_BNLH,
         v_BNLH,
+        *(outer_BNOH or (None, None)),
         documents(segment_ids_BL),
         padding_BL,
         None if global_BL is None else global_BL & ~padding_BL,
@@ -371,3 +408,61 @@ def sliding_window_attention(
         settings,
     )
     return out_BNLH[:, :, :length]
+
+
+def reach_around(before: int, after: int) -> tuple[int, int]:
+    """How many positions before and after a run of queries their windows' chunks reach."""
+    window = Span(before, after).window()
+    return window.before * window.chunk_length, window.after * window.chunk_length
+
+
+def dilated_window_attention(
+    q_BNLH: torch.Tensor,
+    k_BNLH: torch.Tensor,
+    v_BNLH: torch.Tensor,
+    gaps: Sequence[int],
+    *,
+    segment_ids_BL: torch.Tensor | None = None,
+    dropout_seed: int | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """Windows with gaps, each head with its own (section 3.1): positions p, p ± gap, p ± 2 gap, …
+
+    The positions that a gap connects form rows of their own, in which a window has no gaps.
+
+    Args:
+        q_BNLH: (B, N, L, H) queries.
+        k_BNLH: (B, N, L, H) keys.
+        v_BNLH: (B, N, L, H) values.
+        gaps: Of each head; each divides L.
+        segment_ids_BL: (B, L) 0 for padding, 1.. for documents, which never see each other.
+        dropout_seed: Required where attention weights are dropped.
+        options: As `sliding_window_attention`, but for global tokens.
+
+    Returns:
+        (B, N, L, H).
+    """
+    batch = q_BNLH.shape[0]
+    parts, order = [], []
+    for gap in sorted(set(gaps)):
+        heads = [head for head, other in enumerate(gaps) if other == gap]
+        order += heads
+
+        def apart(x_BNLH: torch.Tensor, heads: list[int] = heads, gap: int = gap) -> torch.Tensor:
+            x_BGNMH = x_BNLH[:, heads].unflatten(2, (-1, gap)).movedim(3, 1)
+            return x_BGNMH.flatten(0, 1)
+
+        segments = None
+        if segment_ids_BL is not None:
+            segments = segment_ids_BL.unflatten(1, (-1, gap)).transpose(1, 2).flatten(0, 1)
+        part = sliding_window_attention(
+            apart(q_BNLH),
+            apart(k_BNLH),
+            apart(v_BNLH),
+            segment_ids_BL=segments,
+            dropout_seed=None if dropout_seed is None else derive_seed(dropout_seed, gap),
+            **options,
+        )
+        parts.append(part.unflatten(0, (batch, gap)).movedim(1, 3).flatten(2, 3))
+    out_BNLH = torch.cat(parts, dim=1)
+    return out_BNLH[:, torch.tensor(order, device=out_BNLH.device).argsort()]

@@ -44,6 +44,34 @@ class Autocast:
         )
 
 
+class Joined:
+    """Tensors over the whole sequence, filled tile by tile.
+
+    Attributes:
+        parts: (B, L, ...) each.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+        self.parts: list[torch.Tensor] = []
+
+    def put(self, tile: slice, values: Sequence[torch.Tensor]) -> None:
+        """Takes a tile's values: (B, K, ...) each, as many as for every other tile."""
+        values = [value.detach() for value in values]
+        if tile.stop - tile.start == self._length:
+            self.parts = values
+            return
+        if not self.parts:
+            self.parts = [v.new_empty((len(v), self._length, *v.shape[2:])) for v in values]
+        for part, value in zip(self.parts, values, strict=True):
+            part[:, tile] = value
+
+
+def graph_edge(value: torch.Tensor) -> Any:
+    """The graph behind a tensor, without its numbers."""
+    return torch.autograd.graph.get_gradient_edge(value)
+
+
 class ParameterGradients:
     """Gradients of a function that is differentiated in pieces, handed over as one.
 

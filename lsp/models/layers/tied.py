@@ -1,0 +1,79 @@
+"""A weight that is used at both ends of a model, with one gradient.
+
+Hooks on a parameter's gradient (DDP's and ZeRO's reductions) expect to run once per micro-batch.
+A head that is differentiated tile by tile, before everything else, would make them run when only
+its share is there: the share waits here until the embedding's arrives, which is last.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class WaitingGradient:
+    """What one end of a model adds to the gradient of a weight, until the other end has its own.
+
+    Attributes:
+        anchor: What to differentiate by, in place of the weight, at the end that comes first; it
+            gets no gradient.
+    """
+
+    def __init__(self) -> None:
+        self.anchor = torch.empty(0, requires_grad=True)
+        self._total: torch.Tensor | None = None
+
+    def of(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight, to be used at the end that is differentiated first."""
+        # Not linked to the weight, whose hooks would run even for a gradient that is not there.
+        return _Waiting.apply(self.anchor, weight.detach(), self)
+
+    def add(self, grad: torch.Tensor) -> None:
+        """Adds a share; in low precision many small ones would be lost."""
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        self._total = grad.to(wide) if self._total is None else self._total.add_(grad)
+
+    def scale(self, factor: torch.Tensor) -> None:
+        """Multiplies what is waiting by a scalar."""
+        if self._total is not None:
+            self._total.mul_(factor)
+
+    def join(self, weight: torch.Tensor) -> None:
+        """Adds what is waiting to the next gradient of `weight`, which another use of it gives."""
+        if not (torch.is_grad_enabled() and weight.requires_grad):
+            return
+
+        def add(grad: torch.Tensor) -> torch.Tensor:
+            handle.remove()
+            total, self._total = self._total, None
+            return grad if total is None else total.add_(grad).to(grad.dtype)
+
+        handle = weight.register_hook(add)
+
+
+class _Waiting(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, anchor: torch.Tensor, weight: torch.Tensor, waiting: WaitingGradient
+    ) -> torch.Tensor:
+        ctx.waiting = waiting
+        return weight.view_as(weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, None, None]:
+        ctx.waiting.add(grad)
+        return None, None, None
+
+
+class TiedEmbedding(nn.Embedding):
+    """An embedding whose weight the head reads with, if it is given `waiting`."""
+
+    waiting: WaitingGradient | None = None
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        if self.waiting is not None:
+            self.waiting.join(self.weight)
+        return super().forward(ids)

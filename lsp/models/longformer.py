@@ -1,0 +1,306 @@
+"""The Longformer (Beltagy et al., 2004.05150), bidirectional or causal.
+
+Reading order: `Longformer.forward` → `LongformerModel` (embeddings, stack) → the two blocks of a
+layer in `longformer_layers.py` → `layers/`. Module names are those of the published weights.
+Letters of shapes are in `lsp/core/batch.py`.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lsp.core.batch import positions_from_segments
+from lsp.core.errors import require
+from lsp.models.interface import LanguageModel
+from lsp.models.layers.dropout import derive_seed, seeded_dropout
+from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
+from lsp.models.layers.losses import LanguageModelHead, tiled_loss
+from lsp.models.layers.sequential import run_blocks
+from lsp.models.layers.tied import TiedEmbedding, WaitingGradient
+from lsp.models.longformer_config import RESIDUALS, LongformerConfig
+from lsp.models.longformer_layers import LongformerLayer, Memo
+from lsp.models.memory import MemoryConfig
+
+
+class LongformerEmbeddings(nn.Module):
+    """Words, positions and token types, and the norm of their sum."""
+
+    def __init__(self, config: LongformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.word_embeddings = TiedEmbedding(config.vocab_size, width)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+
+    def forward(
+        self,
+        input_ids_BL: torch.Tensor,
+        position_ids_BL: torch.Tensor,
+        padding_BL: torch.Tensor | None,
+        token_type_ids_BL: torch.Tensor | None,
+        seed: int | None,
+    ) -> torch.Tensor:
+        """From ids to the stream: (B, L, D). Padding has the position before the first."""
+        place_BL = position_ids_BL + self.config.first_position
+        if padding_BL is not None:
+            place_BL = place_BL.masked_fill(padding_BL, self.config.first_position - 1)
+        if token_type_ids_BL is None:
+            token_type_ids_BL = torch.zeros_like(input_ids_BL)
+        x_BLD = self.word_embeddings(input_ids_BL) + self.token_type_embeddings(token_type_ids_BL)
+        x_BLD = self.LayerNorm(x_BLD + self.position_embeddings(place_BL))
+        return seeded_dropout(x_BLD, self.config.hidden_dropout_prob, seed)
+
+
+class LongformerEncoder(nn.Module):
+    """The layers."""
+
+    def __init__(self, config: LongformerConfig, memory: MemoryConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(
+            LongformerLayer(config, number, memory) for number in range(config.num_hidden_layers)
+        )
+
+
+class LongformerModel(nn.Module):
+    """From token ids to the stream."""
+
+    def __init__(self, config: LongformerConfig, memory: MemoryConfig) -> None:
+        super().__init__()
+        self.config, self.memory = config, memory
+        self.exchange: Exchange = WHOLE_ROWS
+        self.embeddings = LongformerEmbeddings(config)
+        self.encoder = LongformerEncoder(config, memory)
+
+    def layers(self) -> list[LongformerLayer]:
+        """First to last."""
+        return cast(list[LongformerLayer], list(self.encoder.layer))
+
+    def forward(
+        self,
+        input_ids_BL: torch.Tensor,
+        segment_ids_BL: torch.Tensor | None,
+        position_ids_BL: torch.Tensor,
+        global_BL: torch.Tensor | None,
+        token_type_ids_BL: torch.Tensor | None,
+        seed: int | None,
+    ) -> torch.Tensor:
+        """The stream after the last layer: (B, L, D)."""
+        exchange = self.exchange
+        first = exchange.first(input_ids_BL.shape[1])
+        if segment_ids_BL is None and exchange.degree > 1:
+            segment_ids_BL = torch.ones_like(input_ids_BL)
+
+        def seed_of(*key: int) -> int | None:
+            return None if seed is None else derive_seed(seed, *key)
+
+        padding_BL = None if segment_ids_BL is None else segment_ids_BL == 0
+        x_BLD = self.embeddings(
+            input_ids_BL, position_ids_BL, padding_BL, token_type_ids_BL, seed_of(-1, first)
+        )
+        if segment_ids_BL is not None:
+            segment_ids_BL = exchange.whole(segment_ids_BL)
+        if global_BL is not None:
+            global_BL = exchange.whole(global_BL.long()) != 0
+        blocks = [block for layer in self.layers() for block in (layer.attention, layer)]
+        memos = [Memo(segment_ids_BL, global_BL, seed_of(n), first) for n in range(len(blocks))]
+        return run_blocks(x_BLD, blocks, memos, recompute=self.memory.residual != "stored")
+
+
+class LongformerHead(nn.Module):
+    """A dense layer, a norm, and the projection onto the vocabulary (RoBERTa, 1907.11692)."""
+
+    def __init__(self, config: LongformerConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = LanguageModelHead(config.hidden_size, config.vocab_size)
+
+    def learned(self) -> list[torch.Tensor]:
+        """What the loss is differentiated by."""
+        before = [*self.dense.parameters(), *self.layer_norm.parameters()]
+        return [*before, *self.decoder.learned()]
+
+    def forward(
+        self, hidden_BKD: torch.Tensor, labels_BK: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Scores (B, K, V), or with labels the summed loss."""
+        hidden_BKD = self.layer_norm(F.gelu(self.dense(hidden_BKD)))
+        if labels_BK is None:
+            scores: torch.Tensor = self.decoder(hidden_BKD)
+            return scores
+        loss: torch.Tensor = self.decoder(hidden_BKD, labels_BK)[0]
+        return loss
+
+
+class Longformer(LanguageModel):
+    """A Longformer with its language-model head: causal where `is_decoder`, else bidirectional."""
+
+    def __init__(self, config: LongformerConfig, memory: MemoryConfig | None = None) -> None:
+        super().__init__()
+        config.validate()
+        self.config = config
+        self.memory = (memory or MemoryConfig()).settled(RESIDUALS)
+        self.longformer = LongformerModel(config, self.memory)
+        self.lm_head = LongformerHead(config)
+        self._seed: int | None = None
+        self.apply(self._initialise)
+        if config.pad_token_id is not None:
+            with torch.no_grad():
+                self.longformer.embeddings.word_embeddings.weight[config.pad_token_id] = 0
+        if config.tie_word_embeddings:
+            embedding, decoder = self.longformer.embeddings.word_embeddings, self.lm_head.decoder
+            decoder.weight = embedding.weight
+            embedding.waiting = decoder.waiting = WaitingGradient()
+        # Without global tokens nothing reads these projections, and no gradient would come.
+        for layer in self.longformer.layers():
+            for parameter in layer.attention.self.global_parameters():
+                parameter.requires_grad = config.global_tokens > 0
+
+    def _initialise(self, module: nn.Module) -> None:
+        """Fresh weights, as published; norms keep torch's ones and zeros."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def begin_micro_batch(self, seed: int, first_row: int = 0) -> None:
+        """Sets the seed of the dropout masks of the next forward pass in training mode.
+
+        A pass that was given none draws one number from torch's global CPU generator.
+        """
+        self._seed = derive_seed(seed, first_row)
+
+    def share_rows(self, exchange: Exchange) -> None:
+        self.longformer.exchange = exchange
+        for layer in self.longformer.layers():
+            layer.attention.exchange = exchange
+
+    def _take_seed(self) -> int | None:
+        if not self.training:
+            return None
+        seed, self._seed = self._seed, None
+        return int(torch.randint(2**62, ())) if seed is None else seed
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor,
+        segment_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        global_attention_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Summed loss and number of predicted positions.
+
+        Args:
+            input_ids: (B, L) token ids.
+            labels: (B, L) what each position predicts (already shifted), -100 for nothing.
+            segment_ids: (B, L) document numbers, 0 for padding; None for one document per row.
+            position_ids: (B, L) positions in the document; None for those that follow from
+                `segment_ids`.
+            global_attention_mask: (B, L) not 0 for tokens that see and are seen by all of their
+                document; None for the first `global_tokens` of each.
+
+        Raises:
+            UserError: The length does not fit the dilations or the positions.
+        """
+        seed = self._take_seed()
+        x_BLD = self._stream(
+            input_ids, segment_ids, position_ids, global_attention_mask, None, seed
+        )
+
+        def loss_of_tile(x_BKD: torch.Tensor, labels_BK: torch.Tensor, _: int) -> torch.Tensor:
+            return self.lm_head(x_BKD, labels_BK)
+
+        tiles = self._head_tiles(x_BLD)
+        learned, waiting = self.lm_head.learned(), self.lm_head.decoder.waiting
+        return tiled_loss(loss_of_tile, [x_BLD], labels, tiles, learned, waiting)
+
+    def _head_tiles(self, stream_BLD: torch.Tensor) -> int:
+        width = max(self.config.vocab_size, self.config.hidden_size)
+        wide = 4 * stream_BLD.shape[0] * stream_BLD.shape[1] * width
+        return self.memory.head_tiles or self.memory.tiles_for(wide, stream_BLD.device.type)
+
+    def hidden_states(
+        self,
+        input_ids: torch.Tensor,
+        segment_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        global_attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Hidden states after the last layer: (B, L, D)."""
+        return self._stream(
+            input_ids,
+            segment_ids,
+            position_ids,
+            global_attention_mask,
+            token_type_ids,
+            self._take_seed(),
+        )
+
+    def logits(
+        self,
+        input_ids: torch.Tensor,
+        segment_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        global_attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Scores of every position: (B, L, V)."""
+        return self.lm_head(
+            self.hidden_states(input_ids, segment_ids, position_ids, global_attention_mask)
+        )
+
+    def _stream(
+        self,
+        input_ids: torch.Tensor,
+        segment_ids: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        global_mask: torch.Tensor | None,
+        token_type_ids: torch.Tensor | None,
+        seed: int | None,
+    ) -> torch.Tensor:
+        config, exchange, here = self.config, self.longformer.exchange, input_ids.shape[1]
+        config.check_length(here * exchange.degree)
+        if position_ids is None:
+            assert exchange.degree == 1, "shares of a row come with their positions"
+            position_ids = torch.arange(here, device=input_ids.device).expand_as(input_ids)
+            if segment_ids is not None:
+                position_ids = positions_from_segments(segment_ids)
+        if global_mask is None and config.global_tokens:
+            global_mask = position_ids < config.global_tokens
+        global_BL = None if global_mask is None else global_mask != 0
+        if global_BL is not None:
+            require(
+                not config.is_decoder,
+                "global_attention_mask lets a causal model see later tokens: leave it out",
+            )
+            if segment_ids is not None:
+                global_BL = global_BL & (segment_ids != 0)
+        return self.longformer(
+            input_ids, segment_ids, position_ids, global_BL, token_type_ids, seed
+        )
+
+    def execution_plan(self, rows: int, length: int) -> dict[str, int]:
+        weight = next(self.parameters())
+        stream_BLD = weight.new_empty(()).expand(rows, length, self.config.hidden_size)
+        plan = {"the head": self._head_tiles(stream_BLD)}
+        for number, layer in enumerate(self.longformer.layers()):
+            plan[f"attention {number}"] = len(layer.attention.tiles(stream_BLD))
+            plan[f"feed_forward {number}"] = len(layer.tiles(stream_BLD))
+        return plan
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        """See `LanguageModel`; attention counts the keys of a window."""
+        config = self.config
+        embeddings = sum(p.numel() for p in self.longformer.embeddings.parameters())
+        weights = sum(p.numel() for p in self.parameters() if p.requires_grad) - embeddings
+        if config.tie_word_embeddings:
+            weights += config.vocab_size * config.hidden_size
+        keys = sum(min(sequence_length, window + 1) for window in config.windows)
+        return 6.0 * weights + 12.0 * keys * config.hidden_size

@@ -1,0 +1,219 @@
+"""The two blocks of a Longformer layer: attention and feed-forward (2004.05150).
+
+Module names are those of the published weights. Letters of shapes are in `lsp/core/batch.py`; E
+stands for all heads side by side, G for global tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lsp.models.activations import activation
+from lsp.models.layers.dropout import derive_seed, seeded_dropout
+from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
+from lsp.models.layers.global_attention import global_attention
+from lsp.models.layers.sequential import Block
+from lsp.models.layers.sliding_window import (
+    dilated_window_attention,
+    reach_around,
+    sliding_window_attention,
+)
+from lsp.models.layers.tiling import tile_spans
+from lsp.models.longformer_config import LongformerConfig
+from lsp.models.memory import MemoryConfig
+
+
+@dataclass
+class Memo:
+    """What a block is told for one forward pass.
+
+    Attributes:
+        segment_ids: (B, L) document numbers of whole rows, 0 for padding; None for one document
+            per row.
+        global_mask: (B, L) true, in whole rows, for tokens that see and are seen by all of their
+            document; None where there are none.
+        dropout_seed: Of every dropout mask in the block; None drops nothing.
+        first: Position in its row of the first that is here.
+    """
+
+    segment_ids: torch.Tensor | None
+    global_mask: torch.Tensor | None
+    dropout_seed: int | None
+    first: int = 0
+
+    def seed(self, *key: int) -> int | None:
+        return None if self.dropout_seed is None else derive_seed(self.dropout_seed, *key)
+
+
+class SelfAttention(nn.Module):
+    """Projections, with those of the tokens that see everything beside the others."""
+
+    def __init__(self, config: LongformerConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.query_global, self.key_global, self.value_global = (
+            nn.Linear(width, width) for _ in range(3)
+        )
+
+    def forward(self, x_BKD: torch.Tensor, with_global: bool) -> tuple[torch.Tensor, ...]:
+        """(B, K, E) each: queries, keys and values, and those of global tokens if wanted."""
+        projections = [self.query, self.key, self.value]
+        if with_global:
+            projections += [self.query_global, self.key_global, self.value_global]
+        return tuple(projection(x_BKD) for projection in projections)
+
+    def global_parameters(self) -> list[nn.Parameter]:
+        """Those that only global tokens use."""
+        projections = (self.query_global, self.key_global, self.value_global)
+        return [p for projection in projections for p in projection.parameters()]
+
+
+class Output(nn.Module):
+    """Projection onto the stream, and the norm of their sum."""
+
+    def __init__(self, width: int, config: LongformerConfig) -> None:
+        super().__init__()
+        self.dropout = config.hidden_dropout_prob
+        self.dense = nn.Linear(width, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x_BKE: torch.Tensor, stream_BKD: torch.Tensor, seed: int | None) -> Any:
+        return self.LayerNorm(seeded_dropout(self.dense(x_BKE), self.dropout, seed) + stream_BKD)
+
+
+class Attention(Block):
+    """Attention around each token, and of global tokens with all of their document.
+
+    Attributes:
+        exchange: Brings what other processes hold of a row.
+    """
+
+    def __init__(self, config: LongformerConfig, layer: int, memory: MemoryConfig) -> None:
+        super().__init__()
+        self.config, self.memory = config, memory
+        window = config.windows[layer]
+        self.reach = (window, 0) if config.is_decoder else (window // 2, window // 2)
+        self.gaps = config.dilations[layer]
+        self.exchange: Exchange = WHOLE_ROWS
+        self.self = SelfAttention(config)
+        self.output = Output(config.hidden_size, config)
+
+    def tiles(self, x_BLD: torch.Tensor) -> list[slice]:
+        stream = x_BLD.numel() * x_BLD.element_size()
+        return tile_spans(x_BLD.shape[1], self.memory.tiles_for(stream, x_BLD.device.type))
+
+    def before(self, x_BKD: torch.Tensor, memo: Memo) -> tuple[torch.Tensor, ...]:
+        return self.self(x_BKD, memo.global_mask is not None)
+
+    def across(self, mixed: Sequence[torch.Tensor], memo: Memo) -> torch.Tensor:
+        exchange, near = self.exchange, memo.global_mask is None and max(self.gaps) == 1
+        if exchange.degree > 1 and near and self.config.windows_are_near(mixed[0].shape[1]):
+            return self.attend_near(mixed, memo)
+        heads = exchange.heads(slice(0, self.config.num_attention_heads))
+        return exchange.to_positions(self.attend(exchange.to_heads(mixed), memo, heads))
+
+    def attend(self, mixed: Sequence[torch.Tensor], memo: Memo, heads: slice) -> torch.Tensor:
+        """Attention of some heads over whole rows: (B, L, E)."""
+        q_BNLH, k_BNLH, v_BNLH, *for_global = (self.split(x_BLE) for x_BLE in mixed)
+        options = self.options(memo, memo.seed(0, heads.start))
+        gaps = self.gaps[heads]
+        if max(gaps) > 1:
+            out_BNLH = dilated_window_attention(q_BNLH, k_BNLH, v_BNLH, gaps, **options)
+        else:
+            out_BNLH = sliding_window_attention(
+                q_BNLH, k_BNLH, v_BNLH, global_BL=memo.global_mask, **options
+            )
+        if memo.global_mask is not None:
+            out_BNLH = global_attention(
+                out_BNLH,
+                *for_global,
+                global_BL=memo.global_mask,
+                segment_ids_BL=memo.segment_ids,
+                dropout=options["dropout"],
+                dropout_seed=memo.seed(1, heads.start),
+            )
+        return out_BNLH.transpose(1, 2).flatten(2)
+
+    def attend_near(self, mixed: Sequence[torch.Tensor], memo: Memo) -> torch.Tensor:
+        """Attention of all heads over a share of a row, with the keys around it: (B, L, E)."""
+        outer_BOE = self.exchange.outer(mixed[1:], *reach_around(*self.reach))
+        out_BNLH = sliding_window_attention(
+            *(self.split(x_BLE) for x_BLE in mixed),
+            outer_BNOH=[self.split(x_BOE) for x_BOE in outer_BOE],
+            first=memo.first,
+            **self.options(memo, memo.seed(3, memo.first)),
+        )
+        return out_BNLH.transpose(1, 2).flatten(2)
+
+    def options(self, memo: Memo, dropout_seed: int | None) -> dict[str, Any]:
+        """What every way to attend has to know."""
+        dropped = self.config.attention_probs_dropout_prob
+        return {
+            "before": self.reach[0],
+            "after": self.reach[1],
+            "segment_ids_BL": memo.segment_ids,
+            "dropout": 0.0 if dropout_seed is None else dropped,
+            "dropout_seed": dropout_seed,
+        }
+
+    def split(self, x_BLE: torch.Tensor) -> torch.Tensor:
+        """Separates the heads: (B, L, E) to (B, N, L, H)."""
+        size = self.config.hidden_size // self.config.num_attention_heads
+        return x_BLE.unflatten(-1, (-1, size)).transpose(1, 2)
+
+    def after(
+        self, mixed_BKE: torch.Tensor | None, x_BKD: torch.Tensor, memo: Memo, tile: slice
+    ) -> torch.Tensor:
+        assert mixed_BKE is not None
+        out_BKD: torch.Tensor = self.output(mixed_BKE, x_BKD, memo.seed(2, memo.first + tile.start))
+        return out_BKD
+
+
+class Intermediate(nn.Module):
+    """Holds the first linear layer of a feed-forward, under its published name."""
+
+    def __init__(self, config: LongformerConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = activation(config.hidden_act)
+
+    def forward(self, x_BKD: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.dense(x_BKD))
+
+
+class LongformerLayer(Block):
+    """A layer; as a block it is its feed-forward, whose parts the published names put here."""
+
+    mixes = False
+
+    def __init__(self, config: LongformerConfig, layer: int, memory: MemoryConfig) -> None:
+        super().__init__()
+        self.config, self.memory = config, memory
+        self.attention = Attention(config, layer, memory)
+        self.intermediate = Intermediate(config)
+        self.output = Output(config.intermediate_size, config)
+
+    def learned(self) -> list[nn.Parameter]:
+        return [*self.intermediate.parameters(), *self.output.parameters()]
+
+    def tiles(self, x_BLD: torch.Tensor) -> list[slice]:
+        tiles = self.memory.feed_forward_tiles
+        if tiles == 0:
+            width = max(self.config.intermediate_size, self.config.hidden_size)
+            wide = x_BLD.shape[0] * x_BLD.shape[1] * width * x_BLD.element_size()
+            tiles = self.memory.tiles_for(wide, x_BLD.device.type)
+        return tile_spans(x_BLD.shape[1], tiles)
+
+    def after(
+        self, mixed_BKE: torch.Tensor | None, x_BKD: torch.Tensor, memo: Memo, tile: slice
+    ) -> torch.Tensor:
+        out_BKD: torch.Tensor = self.output(
+            self.intermediate(x_BKD), x_BKD, memo.seed(memo.first + tile.start)
+        )
+        return out_BKD
