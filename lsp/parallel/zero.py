@@ -7,7 +7,7 @@ does not depend on how many processes wrote it or at which stage.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import deepspeed.ops
@@ -19,8 +19,6 @@ from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
 )
 from torch import nn
 from torch.optim import Optimizer
@@ -37,7 +35,7 @@ from lsp.parallel.engine import (
     check_state_names,
     split_state_key,
 )
-from lsp.parallel.offload import cpu_adam, load_extensions
+from lsp.parallel.offload import cpu_adam, load_extensions, own_folder
 from lsp.parallel.runtime import Runtime
 
 
@@ -63,6 +61,7 @@ class ZeroEngine(Engine):
         if self.offloaded:
             together(lambda: load_extensions(parallelism))
             optimizer = cpu_adam(optimizer)
+            parallelism = together(lambda: own_folder(parallelism))
         config = deepspeed_config(
             parallelism,
             precision,
@@ -87,13 +86,22 @@ class ZeroEngine(Engine):
                 f"processes but accelerate set up {accelerator.distributed_type} on "
                 f"{accelerator.num_processes}; start the processes with torchrun"
             )
-        whole = {} if precision.name == "fp32" else _copies(module)
+        whole = {} if precision.name == "fp32" else _copies(self._learned())
+        # DeepSpeed has masters only of what it updates; the rest stays as it came.
+        self._frozen = _copies(
+            (n, p)
+            for n, p in module.named_parameters(remove_duplicate=False)
+            if not p.requires_grad
+        )
         self.engine, _ = accelerator.prepare(module, optimizer)
         self.zero = self.engine.optimizer
-        for name, parameter in module.named_parameters():
+        for name, parameter in self._learned():
             # DeepSpeed makes the fp32 masters from weights that it has already rounded.
             if name in whole:
                 self._set(parameter, whole.pop(name), None)
+
+    def _learned(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((n, p) for n, p in self.module.named_parameters() if p.requires_grad)
 
     def __call__(self, batch: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
         loss_sum, count = self.engine(**batch)
@@ -125,7 +133,9 @@ class ZeroEngine(Engine):
         parameters = dict(self.module.named_parameters(remove_duplicate=False))
         buffers = dict(self.module.named_buffers(remove_duplicate=False))
         for name in self.module.state_dict():
-            if name in parameters:
+            if name in self._frozen:
+                yield name, self._frozen[name]
+            elif name in parameters:
                 yield name, safe_get_full_fp32_param(parameters[name]).detach()
             else:
                 buffer = buffers[name].detach()
@@ -136,7 +146,7 @@ class ZeroEngine(Engine):
             return
         self._link_state()
         step = torch.tensor(self._step_count(), dtype=torch.float32)
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in self._learned():
             yield f"{name}/step", step
             for field in self._fields():
                 yield f"{name}/{field}", safe_get_full_optimizer_state(parameter, field).detach()
@@ -164,7 +174,7 @@ class ZeroEngine(Engine):
         return float(self.zero.optimizer.state[self._flat_partitions()[0]]["step"])
 
     def load_optimizer_state(self, weights: Lazy, state: Lazy) -> None:
-        parameters = dict(self.module.named_parameters())
+        parameters = dict(self._learned())
         check_state_names(state, set(parameters))
         self._make_state({split_state_key(key)[1] for key in state}, state)
         for name, parameter in parameters.items():
@@ -185,12 +195,21 @@ class ZeroEngine(Engine):
                 "cannot hold; resume with parallelism=single or ddp"
             )
         (step,) = steps
-        for flat in self._flat_partitions():
+        for number, flat in enumerate(self._flat_partitions()):
+            on_disk = self._on_disk(number)
+            if on_disk:
+                self.zero._optimizer_states_and_gradient_swap_in(number)
             # DeepSpeed's CPU optimizer counts in plain numbers, torch's in tensors.
             self.zero.optimizer.state[flat] = {
                 "step": int(step) if self.offloaded else torch.tensor(step)
             } | {field: torch.zeros_like(flat) for field in sorted(fields - {"step"})}
+            if on_disk:
+                self.zero._optimizer_states_and_gradient_swap_out(number)
         self._link_state()
+
+    def _on_disk(self, group: int) -> bool:
+        """Whether a group of weights, with its state, is on a disk between uses."""
+        return self.stage == 3 and bool(self.zero._swappable_optimizer_subgroup(group))
 
     def _link_state(self) -> None:
         """Makes the state reachable per parameter (ZeRO-1 and 2).
@@ -216,10 +235,13 @@ class ZeroEngine(Engine):
         part = value.flatten()[size * self.runtime.rank : size * (self.runtime.rank + 1)]
         part = nn.functional.pad(part, (0, size - part.numel()))
         part = part.to(self.runtime.device, torch.float32)
-        if field is None:
-            safe_set_local_fp32_param(parameter, part)
-        else:
-            safe_set_local_optimizer_state(parameter, part, field)
+        # As safe_set_local_fp32_param, which refuses weights that are on a disk.
+        own, group = self.zero._get_fp32_opt_state_partition(
+            parameter, release_swap_buffers=False, optim_state_key=field
+        )
+        own.data.copy_(part)
+        if self._on_disk(group):
+            self.zero._optimizer_states_and_gradient_swap_out(group)
 
     def scaler_state(self) -> dict[str, Any]:
         scaler = getattr(self.zero, "loss_scaler", None)
@@ -236,5 +258,5 @@ class ZeroEngine(Engine):
         vars(scaler).update(state)
 
 
-def _copies(module: nn.Module) -> Tensors:
-    return {name: p.detach().clone() for name, p in module.named_parameters()}
+def _copies(parameters: Iterable[tuple[str, nn.Parameter]]) -> Tensors:
+    return {name: p.detach().clone() for name, p in parameters}
