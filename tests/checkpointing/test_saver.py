@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from lsp.checkpointing.snapshot import TrainState, read_snapshot
 from lsp.checkpointing.store import CheckpointStore
 from lsp.core.errors import UserError
 from lsp.parallel.runtime import Runtime
+from tests.processes import forkserver
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -319,3 +321,34 @@ def test_a_disk_that_both_find_full_is_told_by_the_snapshot(tmp_path, monkeypatc
     with pytest.raises(CrashError):
         crash(saver, CrashError())
     assert "the disk is full" in saver.said[-1]
+
+
+def save_for_ever(folder: Path, first: int) -> None:
+    """A training that saves after every step, and notes what it was told is saved."""
+    saver = make(folder)
+    with (folder / "told").open("a", buffering=1) as told:
+        saver.say = lambda message: print(message.split()[1].rstrip(":"), file=told)
+        saver.store.clean()
+        for step in range(first, 10**6):
+            saver.engine.set(step)
+            saver.save(TrainState(step=step), "")
+
+
+def test_killed_at_any_moment(tmp_path):
+    """No kill leaves a damaged checkpoint, or takes away one that was told to be there."""
+    generator, step = random.Random(0), 0
+    damage: list[str] = []
+    store = CheckpointStore(tmp_path, warn=damage.append)
+    for _ in range(12):
+        process = forkserver().Process(target=save_for_ever, args=(tmp_path, step + 1))
+        process.start()
+        until(lambda: (store.steps() or [0])[-1] > step)
+        time.sleep(generator.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        newest = store.latest()
+        told = int((tmp_path / "told").read_text().split()[-1])
+        step = store.step_of(newest)
+        assert damage == []
+        assert step >= told
+        assert saved_value(make(tmp_path), step) == step
