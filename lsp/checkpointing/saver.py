@@ -93,8 +93,8 @@ class Saver:
             parts = list(contents.parts())
         except Exception as failure:
             # The others are amid collectives; they hear of it at the next step, as of any other.
-            contents.take_part()
             writing.fail(failure)
+            contents.take_part()
             return time.perf_counter() - began
         self._held = time.perf_counter() - began
         writing.start(parts)

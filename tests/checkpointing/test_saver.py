@@ -277,6 +277,20 @@ def test_who_wants_to_leave_at_once_does(tmp_path, monkeypatch, leaving):
     assert saver.store.steps() == []
 
 
+def test_a_collective_that_fails_ends_the_save_at_once(saver, monkeypatch):
+    def lost() -> Iterator[tuple[str, torch.Tensor]]:
+        yield "a", torch.ones(1)
+        raise RuntimeError("connection closed by peer")
+
+    monkeypatch.setattr(saver.engine, "weights", lost)
+    monkeypatch.setattr(saver.engine, "optimizer_state", lost)
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="connection closed"):
+        crash(saver, CrashError())
+    assert time.monotonic() - began < 5
+    assert saver.store.steps() == []
+
+
 def test_who_insists_while_a_save_is_waited_for_leaves(tmp_path, monkeypatch):
     saver, gate = make(tmp_path), Gate(monkeypatch)
 
