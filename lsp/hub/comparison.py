@@ -204,8 +204,11 @@ def _expected_logits(
 
 def _random_ids(model: LanguageModel, length: int) -> torch.Tensor:
     """(1, L) ids that are the same for the same length and vocabulary."""
-    vocab_size = int(model.config.vocab_size)
-    return torch.from_numpy(stream(length, vocab_size).integers(vocab_size, size=(1, length)))
+    vocab_size, padding = int(model.config.vocab_size), model.config.pad_token_id
+    ids = stream(length, vocab_size).integers(vocab_size, size=(1, length))
+    if padding is not None:  # some published models take it for padding wherever it is
+        ids[ids == padding] = (padding + 1) % vocab_size
+    return torch.from_numpy(ids)
 
 
 def _expected_tokens(tokenizer_path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from lsp.core.errors import UserError, require
 from lsp.core.versions import versions
 from lsp.hub.card import Evidence, model_card
 from lsp.hub.comparison import HASH_SEED, Case, Comparison, compare
-from lsp.hub.published import CONFIG_FILE, form_of, objective_of, published_config
+from lsp.hub.published import CONFIG_FILE, form_of, objective_of
 from lsp.hub.weights import cast, write_weights
 from lsp.models.interface import LanguageModel
 
@@ -76,13 +76,16 @@ def export_model(
     form = form_of(model_type, objective_of(model.config))
     weights = cast(model.state_dict(), dtype)
     published = form.to_published(weights)
-    config = published_config(model.config, form)
+    config = form.published_config(model.config, form)
     reference, hash_seed = _reference(model, build, weights)
     staging = out.parent / f".{out.name}.exporting"
     shutil.rmtree(staging, ignore_errors=True)  # of an export that was killed
     try:
         staging.mkdir(parents=True)
-        write_weights(published, staging, max_shard_size)
+        # What is tied is one weight, and a reader ties it again.
+        tied = form.tied if getattr(model.config, "tie_word_embeddings", False) else ()
+        kept = {name: weight for name, weight in published.items() if name not in tied}
+        write_weights(kept, staging, max_shard_size)
         _write_json(
             staging / CONFIG_FILE, config | {"transformers_version": version("transformers")}
         )
@@ -131,7 +134,7 @@ def check_out(out: Path, *, overwrite: bool) -> None:
 
 def comparison_cases(config: Any, length: int) -> list[Case]:
     """A short row that every kind of attention sees whole, and a row of the training length."""
-    short = min(length, *config.chunk_lengths.values())
+    short = min(length, config.seen_whole)
     return [Case("short", short, "float32"), Case("whole length", length, "float64")]
 
 
@@ -157,7 +160,7 @@ def _reference(
     """The trained model with rounded weights, and rotations that two programs can share."""
     config = copy.deepcopy(model.config)
     hash_seed = None
-    if "lsh" in config.attn_layers:
+    if "lsh" in getattr(config, "attn_layers", ()):
         hash_seed = HASH_SEED if config.hash_seed is None else config.hash_seed
         config.hash_seed = hash_seed
     reference = build(config)

@@ -12,10 +12,17 @@ from typing import Any
 import torch
 
 from lsp.core.errors import UserError, unknown_choice
+from lsp.models import (
+    longformer_config,
+    longformer_weights,
+    reformer_config,
+    reformer_weights,
+)
 from lsp.models.interface import LanguageModel
+from lsp.models.longformer import Longformer
+from lsp.models.longformer_config import LongformerConfig
 from lsp.models.reformer import Reformer
-from lsp.models.reformer_config import IGNORED_KEYS, ReformerConfig
-from lsp.models.reformer_weights import from_published, to_published
+from lsp.models.reformer_config import ReformerConfig
 
 CONFIG_FILE = "config.json"
 
@@ -34,6 +41,8 @@ class PublishedForm:
         generates: Whether the class can continue a text.
         keeps_logits: Whether its forward pass can be limited to the scores of some positions.
         config_class: Our dataclass with the published field names.
+        published_config: (our config, this form) to the content of `config.json`.
+        tied: Names of weights that a file need not hold where the config says they are tied.
         ignored_keys: Keys of published files that say nothing about the model.
         to_published: Weights under our names to weights under the published ones.
         from_published: (published weights, our config) to weights under our names, all there and
@@ -48,10 +57,30 @@ class PublishedForm:
     generates: bool
     keeps_logits: bool
     config_class: type
+    published_config: Callable[[Any, PublishedForm], dict[str, Any]]
     ignored_keys: frozenset[str]
     to_published: Callable[[Weights], dict[str, torch.Tensor]]
     from_published: Callable[[Weights, Any], dict[str, torch.Tensor]]
     some_logits: Callable[[LanguageModel, torch.Tensor, torch.Tensor], torch.Tensor]
+    tied: tuple[str, ...] = ()
+
+
+def _reformer_published(config: Any, form: PublishedForm) -> dict[str, Any]:
+    """Content of `config.json` for a completed config.
+
+    The number format is that of the arithmetic. It is fp32 whatever the files hold, because the
+    published model refuses to compute in another one: its axial positions stay in fp32.
+
+    Raises:
+        UserError: Something that the weights depend on is not settled.
+    """
+    values: dict[str, Any] = config.to_dict()
+    if "lsh" in values["attn_layers"] and values["num_buckets"] is None:
+        raise UserError(
+            "architecture.num_buckets is not settled, so a reader of the export would hash "
+            "differently at every length: train for a step, or give the number used"
+        )
+    return values | {"architectures": [form.model_class], "dtype": "float32"}
 
 
 def _reformer_logits(
@@ -70,10 +99,55 @@ _REFORMER = PublishedForm(
     generates=True,
     keeps_logits=True,
     config_class=ReformerConfig,
-    ignored_keys=IGNORED_KEYS,
-    to_published=to_published,
-    from_published=from_published,
+    published_config=_reformer_published,
+    ignored_keys=reformer_config.IGNORED_KEYS,
+    to_published=reformer_weights.to_published,
+    from_published=reformer_weights.from_published,
     some_logits=_reformer_logits,
+)
+
+
+def _longformer_published(config: Any, form: PublishedForm) -> dict[str, Any]:
+    """Content of `config.json` for a completed config.
+
+    Raises:
+        UserError: The published model cannot do what this one was trained to do.
+    """
+    values: dict[str, Any] = config.to_dict()
+    if config.length_multiple > 1:
+        raise UserError(
+            f"architecture.attention_dilation={config.attention_dilation}: the published "
+            "Longformer has no gaps, so nothing but lsp could read the export"
+        )
+    for key in ("attention_dilation", "global_tokens", "is_decoder"):
+        del values[key]
+    values["attention_window"] = config.windows
+    return values | {"architectures": [form.model_class], "dtype": "float32"}
+
+
+def _longformer_logits(
+    model: LanguageModel, ids_BL: torch.Tensor, positions_K: torch.Tensor
+) -> torch.Tensor:
+    assert isinstance(model, Longformer)
+    # A reader who gives no mask has no global tokens either.
+    hidden = model.hidden_states(ids_BL, global_attention_mask=torch.zeros_like(ids_BL))
+    return model.lm_head(hidden[:, positions_K])
+
+
+_LONGFORMER = PublishedForm(
+    model_type="longformer",
+    auto_class="AutoModelForMaskedLM",
+    model_class="LongformerForMaskedLM",
+    pipeline="fill-mask",
+    generates=False,
+    keeps_logits=False,
+    config_class=LongformerConfig,
+    published_config=_longformer_published,
+    ignored_keys=longformer_config.IGNORED_KEYS,
+    to_published=longformer_weights.to_published,
+    from_published=longformer_weights.from_published,
+    some_logits=_longformer_logits,
+    tied=(longformer_weights.DECODER, longformer_weights.BIAS),
 )
 
 FORMS: dict[tuple[str, str], PublishedForm] = {
@@ -86,6 +160,7 @@ FORMS: dict[tuple[str, str], PublishedForm] = {
         generates=False,
         keeps_logits=False,
     ),
+    ("longformer", "masked"): _LONGFORMER,
 }
 
 
@@ -100,24 +175,6 @@ def form_of(model_type: str, objective: str) -> PublishedForm:
         given = f"{model_type} trained with objective={objective}"
         raise UserError(f"{given} has no published form; these have: {', '.join(choices)}")
     return FORMS[model_type, objective]
-
-
-def published_config(config: Any, form: PublishedForm) -> dict[str, Any]:
-    """Content of `config.json` for a completed config.
-
-    The number format is that of the arithmetic. It is fp32 whatever the files hold, because the
-    published model refuses to compute in another one: its axial positions stay in fp32.
-
-    Raises:
-        UserError: Something that the weights depend on is not settled.
-    """
-    values: dict[str, Any] = config.to_dict()
-    if "lsh" in values["attn_layers"] and values["num_buckets"] is None:
-        raise UserError(
-            "architecture.num_buckets is not settled, so a reader of the export would hash "
-            "differently at every length: train for a step, or give the number used"
-        )
-    return values | {"architectures": [form.model_class], "dtype": "float32"}
 
 
 def read_published_config(folder: Path) -> dict[str, Any]:

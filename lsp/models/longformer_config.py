@@ -94,6 +94,11 @@ class LongformerConfig:
         return [[one] * heads if isinstance(one, int) else list(one) for one in given]
 
     @property
+    def seen_whole(self) -> int:
+        """Length of the rows that every window sees whole, without gaps."""
+        return min(self.windows) // 2
+
+    @property
     def length_multiple(self) -> int:
         """What sequence lengths have to be a multiple of: dilated windows take turns."""
         return lcm(*(gap for layer in self.dilations for gap in layer))

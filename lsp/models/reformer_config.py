@@ -122,6 +122,11 @@ class ReformerConfig:
         return {names[kind]: getattr(self, names[kind]) for kind in sorted(set(self.attn_layers))}
 
     @property
+    def seen_whole(self) -> int:
+        """Length of the rows that every kind of attention in use sees whole."""
+        return min(self.chunk_lengths.values())
+
+    @property
     def length_multiple(self) -> int:
         """The number that every sequence length longer than one chunk must be a multiple of."""
         return lcm(*self.chunk_lengths.values())

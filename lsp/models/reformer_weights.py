@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import torch
 
-from lsp.core.errors import UserError
+from lsp.models.published_weights import check_weights
 from lsp.models.reformer import Reformer
 from lsp.models.reformer_config import ReformerConfig
 
@@ -44,21 +44,5 @@ def from_published(
     bias = state_dict.get("lm_head.decoder.bias")
     if bias is not None:
         weights.setdefault("lm_head.bias", bias)
-    for kind, names in (
-        ("lacks", sorted(expected.keys() - weights.keys())),
-        ("has", sorted(weights.keys() - expected.keys())),
-    ):
-        if names:
-            rest = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(
-                f"the published folder {kind} {names[0]}{rest}, which a Reformer of this config "
-                f"{'needs' if kind == 'lacks' else 'does not have'}: compare attn_layers and "
-                f"axial_pos_embds"
-            )
-    for name, shape in expected.items():
-        if tuple(weights[name].shape) != shape:
-            raise UserError(
-                f"{name} is {tuple(weights[name].shape)} in the published folder, "
-                f"but its config.json asks for {shape}"
-            )
+    check_weights(weights, expected, "a Reformer", "attn_layers and axial_pos_embds")
     return weights

@@ -12,10 +12,10 @@ from lsp.hub.published import (
     config_from_published,
     form_of,
     objective_of,
-    published_config,
     read_published_config,
 )
 from lsp.models import registry
+from lsp.models.longformer_config import LongformerConfig
 from tests.hub.tiny import tiny_config, tiny_model
 
 GRID = {
@@ -32,7 +32,7 @@ GRID = {
 def test_transformers_reads_every_field_as_it_was_written(changes):
     config = tiny_config(**changes)
     form = form_of("reformer", objective_of(config))
-    written = json.loads(json.dumps(published_config(config, form)))
+    written = json.loads(json.dumps(form.published_config(config, form)))
     read = json.loads(json.dumps(transformers.ReformerConfig.from_dict(written).to_dict()))
     assert {key: read.get(key) for key in written} == written
     assert config_from_published(written) == (config, [])
@@ -42,7 +42,7 @@ def test_transformers_reads_every_field_as_it_was_written(changes):
 def test_weight_names_and_shapes_are_those_of_the_published_class(changes):
     model = tiny_model(**changes)
     form = form_of("reformer", objective_of(model.config))
-    config = transformers.ReformerConfig.from_dict(published_config(model.config, form))
+    config = transformers.ReformerConfig.from_dict(form.published_config(model.config, form))
     theirs = getattr(transformers, form.model_class)(config).state_dict()
     published = form.to_published(model.state_dict())
     assert {n: w.shape for n, w in published.items()} == {n: w.shape for n, w in theirs.items()}
@@ -53,7 +53,10 @@ def test_weight_names_and_shapes_are_those_of_the_published_class(changes):
 
 def test_every_architecture_and_objective_has_a_form():
     pairs = {(a.name, o) for a in registry.ARCHITECTURES.values() for o in a.objectives}
-    assert pairs == set(FORMS)
+    # transformers' Longformer cannot be causal.
+    assert pairs == set(FORMS) | {("longformer", "causal")}
+    with pytest.raises(UserError, match="longformer trained with objective=causal has no publish"):
+        form_of("longformer", "causal")
 
 
 def test_a_pair_without_a_form_is_refused():
@@ -63,8 +66,16 @@ def test_a_pair_without_a_form_is_refused():
 
 def test_unsettled_buckets_are_refused():
     config = tiny_config(num_buckets=None)
+    form = form_of("reformer", "causal")
     with pytest.raises(UserError, match=r"architecture\.num_buckets is not settled"):
-        published_config(config, form_of("reformer", "causal"))
+        form.published_config(config, form)
+
+
+def test_gaps_are_refused():
+    config = LongformerConfig(attention_dilation=[2] * 12)
+    form = form_of("longformer", "masked")
+    with pytest.raises(UserError, match=r"architecture\.attention_dilation=.* has no gaps"):
+        form.published_config(config, form)
 
 
 def test_options_of_other_models_are_left_out_and_told():

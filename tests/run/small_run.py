@@ -28,12 +28,14 @@ def write_text_corpus(folder: Path) -> None:
         (folder / f"{number}.txt").write_text("\n".join(lines))
 
 
-def make_run(root: Path, *overrides: str) -> tuple[RunConfig, LanguageModel, PreparedData]:
+def make_run(
+    root: Path, *overrides: str, experiment: str | None = "debug"
+) -> tuple[RunConfig, LanguageModel, PreparedData]:
     """Writes `<root>/checkpoints/small` with a checkpoint of fresh weights at step 3."""
     write_text_corpus(root / "corpus")
     config = load_train_config(
         [
-            "experiment=debug",
+            *([] if experiment is None else [f"experiment={experiment}"]),
             "run_name=small",
             "sequence_length=64",
             f"checkpoint.root={root / 'checkpoints'}",

@@ -194,3 +194,33 @@ def test_the_checks_see_the_imported_architecture(small, imported):
     )
     with pytest.raises(UserError, match=r"sequence_length=(64|96)"):
         run_training(config)
+
+
+def test_a_longformer_goes_out_and_comes_back(tmp_path):
+    config, model, _ = make_run(
+        tmp_path,
+        "architecture=longformer",
+        "architecture.hidden_size=16",
+        "architecture.num_hidden_layers=2",
+        "architecture.num_attention_heads=2",
+        "architecture.intermediate_size=24",
+        "architecture.attention_window=8",
+        "objective=masked",
+        "tokens_per_step=256",
+        "data.num_processes=1",
+        experiment=None,
+    )
+    out, back = tmp_path / "exported", tmp_path / "checkpoints" / "back"
+    assert run_export(ExportConfig(run=str(config.run_dir), out=str(out))) == DONE
+    theirs = transformers.AutoModelForMaskedLM.from_pretrained(out).eval()
+    ids = torch.arange(5, 37)[None]
+    with torch.no_grad():
+        assert torch.allclose(theirs(ids).logits, model.logits(ids), atol=1e-5)
+    names = read_published_weights(out).keys()
+    assert "lm_head.decoder.weight" not in names  # tied: one weight, written once
+    with pytest.raises(UserError, match="use architecture=longformer"):
+        run_import(ImportConfig(source=str(out), out=str(back)))
+    run_import(ImportConfig(source=str(out), out=str(back), architecture="longformer"))
+    loaded = load_run(back)
+    weights = loaded.model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
