@@ -131,7 +131,8 @@ def _longformer_logits(
     assert isinstance(model, Longformer)
     # A reader who gives no mask has no global tokens either.
     hidden = model.hidden_states(ids_BL, global_attention_mask=torch.zeros_like(ids_BL))
-    return model.lm_head(hidden[:, positions_K])
+    logits: torch.Tensor = model.lm_head(hidden[:, positions_K])
+    return logits
 
 
 _LONGFORMER = PublishedForm(
