@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
 import shutil
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from lsp.core.errors import UserError
+from lsp.core.errors import UserError, require
 from lsp.parallel.config import ParallelismConfig
 
 
@@ -110,6 +114,49 @@ def cpu_adam(optimizer: Optimizer) -> Optimizer:
     made: Optimizer = DeepSpeedCPUAdam(optimizer.param_groups, adamw_mode=True)
     made.register_step_pre_hook(_forget_powers)
     return made
+
+
+def check_buffers(parallelism: ParallelismConfig, module: nn.Module, world_size: int) -> None:
+    """Checks that a process's part of every weight fits into a buffer on its way from the disk.
+
+    Raises:
+        UserError: The largest does not.
+    """
+    if parallelism.sharding.weights != "nvme":
+        return
+    size = parallelism.offload.buffer_size
+    largest = max(-(-p.numel() // world_size) for p in module.parameters())
+    require(
+        largest <= size,
+        f"parallelism.offload.buffer_size={size} is below the {largest} elements that a process "
+        f"has of the largest weight: use {largest} or more",
+    )
+
+
+def own_folder(parallelism: ParallelismConfig) -> ParallelismConfig:
+    """Gives this process a folder of its own on the disk, if its strategy uses one.
+
+    DeepSpeed's file names would be those of any other run there. The folder goes when the process
+    ends; those that killed processes left, which nobody holds the lock of, go first.
+    """
+    if parallelism.sharding.optimizer != "nvme":
+        return parallelism
+    disk = Path(str(parallelism.offload.nvme_path))
+    for left in disk.glob("lsp-*.lock"):
+        with suppress(OSError), left.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(left)
+    descriptor, name = tempfile.mkstemp(prefix="lsp-", suffix=".lock", dir=disk)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # held until this process ends
+    atexit.register(_remove, Path(name))
+    folder = Path(name).with_suffix("")
+    folder.mkdir()
+    return replace(parallelism, offload=replace(parallelism.offload, nvme_path=str(folder)))
+
+
+def _remove(lock: Path) -> None:
+    shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+    lock.unlink(missing_ok=True)
 
 
 def _forget_powers(optimizer: Any, *_: object) -> None:

@@ -35,7 +35,7 @@ from lsp.parallel.engine import (
     check_state_names,
     split_state_key,
 )
-from lsp.parallel.offload import cpu_adam, load_extensions, own_folder
+from lsp.parallel.offload import check_buffers, cpu_adam, load_extensions, own_folder
 from lsp.parallel.runtime import Runtime
 
 
@@ -59,6 +59,7 @@ class ZeroEngine(Engine):
         self.stage = zero_stage(parallelism, precision)
         self.offloaded = parallelism.sharding.optimizer != "device"
         if self.offloaded:
+            check_buffers(parallelism, module, runtime.world_size)
             together(lambda: load_extensions(parallelism))
             optimizer = cpu_adam(optimizer)
             parallelism = together(lambda: own_folder(parallelism))

@@ -104,13 +104,21 @@ def _check_device(config: RunConfig) -> None:
 
     from lsp.parallel.offload import check_offload
 
-    check_offload(config.parallelism)
     device = config.parallelism.device
     has_gpu = torch.cuda.is_available()
     require(
         device != "cuda" or has_gpu,
         "parallelism.device=cuda: this machine has no CUDA device that torch can use; "
         "use parallelism.device=auto or cpu",
+    )
+    # DeepSpeed 0.19 takes weights on a disk for bf16 wherever the device has no fp16.
+    require(
+        config.parallelism.strategy != "zero3_nvme"
+        or not config.parallelism.offload.weights
+        or config.precision.name != "fp32"
+        or (has_gpu and device != "cpu"),
+        "parallelism=zero3_nvme on a CPU keeps weights on the disk in bf16 alone: use "
+        "precision=bf16, or parallelism.offload.weights=false",
     )
     for key in ("quantized_weights", "quantized_gradients"):
         require(
@@ -121,6 +129,7 @@ def _check_device(config: RunConfig) -> None:
         config.precision.name != "fp16" or (has_gpu and device != "cpu"),
         "precision=fp16 needs a GPU: use precision=bf16 or fp32 on a CPU",
     )
+    check_offload(config.parallelism)
 
 
 def _check_tokens_per_step(config: RunConfig, processes: int) -> None:

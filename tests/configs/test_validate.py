@@ -59,9 +59,14 @@ REFUSED = {
     "muon-offload": (["optimizer=muon", "parallelism=zero2_offload"], 2, ["optimizer=muon"]),
     "nvme-nowhere": (["parallelism=zero3_nvme"], 1, ["parallelism.offload.nvme_path=/local_nvme"]),
     "nvme-not-a-folder": (
-        ["parallelism=zero3_nvme", "parallelism.offload.nvme_path=/nowhere/nvme"],
+        ["parallelism=zero3_nvme", "parallelism.offload.nvme_path=/nowhere/nvme", "precision=bf16"],
         1,
         ["parallelism.offload.nvme_path=/nowhere/nvme is not a folder"],
+    ),
+    "nvme-fp32-on-cpu": (
+        ["parallelism=zero3_nvme", "parallelism.offload.nvme_path=/tmp", "parallelism.device=cpu"],
+        1,
+        ["precision=bf16", "parallelism.offload.weights=false"],
     ),
     "quantized-without-gpu": (
         ["parallelism=zero3", "parallelism.quantized_weights=true", "parallelism.device=cpu"],

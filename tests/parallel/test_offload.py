@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -74,6 +76,29 @@ def test_a_folder_that_cannot_be_written_is_told(folder, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/proc/extensions")
     with pytest.raises(UserError, match="TORCH_EXTENSIONS_DIR=/proc/extensions"):
         load_extensions(OFFLOAD)
+
+
+def test_each_process_has_a_folder_of_its_own_on_the_disk(tmp_path):
+    parallelism = ParallelismConfig("zero3_nvme", offload=OffloadConfig(nvme_path=str(tmp_path)))
+    (tmp_path / "lsp-killed.lock").touch()
+    (tmp_path / "lsp-killed").mkdir()
+    (tmp_path / "mine").mkdir()
+    folders = [Path(str(offload.own_folder(parallelism).offload.nvme_path)) for _ in range(2)]
+    assert folders[0] != folders[1]
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {
+        "mine",
+        *(folder.name for folder in folders),
+    }
+    assert offload.own_folder(OFFLOAD) is OFFLOAD
+
+
+def test_buffers_hold_the_largest_weight(tmp_path):
+    nvme = OffloadConfig(nvme_path=str(tmp_path), buffer_size=203)
+    parallelism = ParallelismConfig("zero3_nvme", offload=nvme)
+    with pytest.raises(UserError, match=r"buffer_size=203 is below the 204 .* use 204 or more"):
+        offload.check_buffers(parallelism, Two(), world_size=2)
+    offload.check_buffers(parallelism, Two(), world_size=3)
+    offload.check_buffers(OFFLOAD, Two(), world_size=1)
 
 
 class Two(torch.nn.Module):
