@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import lsp
+from lsp.tracking.tracker import read_rows
 
 ROOT = Path(lsp.__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
+
+STEPS = ["trainer.max_steps=60", "checkpoint.every=5", "parallelism=zero2", "trainer.micro_batch=1"]
+"""Of the run that all launchers are given, on two processes."""
 
 
 class Launcher:
@@ -96,3 +100,8 @@ def workers(pid: int) -> list[int]:
 def missing(*tools: str) -> str | None:
     """The first of some tools that is not here."""
     return next((tool for tool in tools if shutil.which(tool) is None), None)
+
+
+def last_step(run: Path) -> int:
+    """The last step that a run has logged; a resumed run may be behind it for a while."""
+    return max((row["step"] for row in read_rows(run / "metrics.jsonl")), default=0)

@@ -12,46 +12,19 @@ import pytest
 
 from lsp.checkpointing.store import CheckpointStore
 from lsp.core.exit_codes import DONE, INTERRUPTED, USER_ERROR
-from lsp.tracking.tracker import read_rows
-from tests.distributed.spawn import environment, free_port
-from tests.launch.scripts import LAUNCH, Launcher, missing, workers
-from tests.processes import Session
-from tests.run.tiny import assert_same_run, words, write_corpus
+from tests.launch.scripts import LAUNCH, STEPS, Launcher, last_step, missing, workers
+from tests.run.tiny import assert_same_run, words
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(missing("bash") is not None, reason="bash is not installed"),
 ]
 
-STEPS = ["trainer.max_steps=60", "checkpoint.every=5", "trainer.micro_batch=1", "parallelism=zero2"]
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("shared") / "corpus")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    """The run on two processes that nobody stopped."""
-    root, port = tmp_path_factory.mktemp("whole"), free_port()
-    typed = ["train", *words(root, corpus, *STEPS)]
-    sessions = [
-        Session(typed, root / f"{rank}.log", environment=environment(rank, 2, port))
-        for rank in range(2)
-    ]
-    assert [session.wait(180) for session in sessions] == [DONE, DONE], sessions[0].output
-    return root / "run"
-
 
 def local(folder: Path, corpus: Path, *overrides: str, **variables: str) -> Launcher:
     log = folder / f"{len(list(folder.glob('*.log')))}.log"
     command = ["bash", str(LAUNCH / "local.sh"), *words(folder, corpus, *STEPS, *overrides)]
     return Launcher(command, log, {"NPROC": "2", "OMP_NUM_THREADS": "1"} | variables)
-
-
-def last_step(run: Path) -> int:
-    return max((row["step"] for row in read_rows(run / "metrics.jsonl")), default=0)
 
 
 def test_lost_workers_are_replaced(tmp_path, corpus, whole):

@@ -15,17 +15,12 @@ from typing import Any
 import pytest
 
 from lsp.checkpointing.store import CheckpointStore
-from lsp.core.exit_codes import DONE
-from lsp.tracking.tracker import read_rows
-from tests.distributed.spawn import environment, free_port
-from tests.launch.scripts import LAUNCH, ROOT, missing
-from tests.processes import Session
-from tests.run.tiny import assert_same_run, words, write_corpus
+from tests.launch.scripts import LAUNCH, ROOT, STEPS, last_step, missing
+from tests.run.tiny import assert_same_run, words
 
 CLUSTER = Path(__file__).with_name("slurm_cluster.sh")
-STEPS = ["trainer.max_steps=60", "checkpoint.every=5", "parallelism=zero2", "trainer.micro_batch=1"]
 
-pytestmark = [pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def why_not() -> str | None:
@@ -51,24 +46,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             subprocess.run([CLUSTER, "stop", folder], check=True)
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("shared") / "corpus")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    """The run on two processes that nobody stopped."""
-    root, port = tmp_path_factory.mktemp("whole"), free_port()
-    typed = ["train", *words(root, corpus, *STEPS)]
-    sessions = [
-        Session(typed, root / f"{rank}.log", environment=environment(rank, 2, port))
-        for rank in range(2)
-    ]
-    assert [session.wait(180) for session in sessions] == [DONE, DONE], sessions[0].output
-    return root / "run"
-
-
 class Job:
     """A submitted job."""
 
@@ -79,7 +56,7 @@ class Job:
         submitted = subprocess.run(
             ["sbatch", *options, str(LAUNCH / "slurm.sbatch"), *typed],
             cwd=ROOT,
-            env={k: v for k, v in os.environ.items() if k not in environment(0, 1, 0)} | given,
+            env=os.environ | given,
             capture_output=True,
             text=True,
             check=True,
@@ -124,10 +101,6 @@ class Job:
     @property
     def output(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
-
-
-def last_step(run: Path) -> int:
-    return max((row["step"] for row in read_rows(run / "metrics.jsonl")), default=0)
 
 
 def workers() -> list[int]:

@@ -11,13 +11,9 @@ from pathlib import Path
 import pytest
 
 from lsp.core.exit_codes import DONE, INTERRUPTED, STALLED
-from lsp.tracking.tracker import read_rows
-from tests.distributed.spawn import environment, free_port
-from tests.launch.scripts import LAUNCH, Launcher, missing
-from tests.processes import Session
-from tests.run.tiny import assert_same_run, words, write_corpus
+from tests.launch.scripts import LAUNCH, STEPS, Launcher, last_step, missing
+from tests.run.tiny import assert_same_run, words
 
-STEPS = ["trainer.max_steps=60", "checkpoint.every=5", "parallelism=zero2", "trainer.micro_batch=1"]
 ADDRESSES = ("10.91.7.1", "10.91.7.2")
 
 
@@ -35,7 +31,7 @@ def why_not() -> str | None:
     return None
 
 
-pytestmark = [pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 class Host:
@@ -84,28 +80,6 @@ def hosts() -> Iterator[tuple[Host, Host]]:
         for host in made:
             host.lose_power()
             subprocess.run(["ip", "netns", "delete", host.name], check=True)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("shared") / "corpus")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    """The run on two processes of one host that nobody stopped."""
-    root, port = tmp_path_factory.mktemp("whole"), free_port()
-    typed = ["train", *words(root, corpus, *STEPS)]
-    sessions = [
-        Session(typed, root / f"{rank}.log", environment=environment(rank, 2, port))
-        for rank in range(2)
-    ]
-    assert [session.wait(180) for session in sessions] == [DONE, DONE], sessions[0].output
-    return root / "run"
-
-
-def last_step(run: Path) -> int:
-    return max((row["step"] for row in read_rows(run / "metrics.jsonl")), default=0)
 
 
 @pytest.mark.parametrize("lost", [0, 1], ids=["rendezvous", "other"])
