@@ -13,9 +13,10 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
-from lsp.core import ranks
+from lsp.core import exit_file, ranks
 from lsp.core.errors import UserError, require
 from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
 from lsp.parallel.collectives import barrier, forget_groups, is_distributed
@@ -118,6 +119,7 @@ def _reset_accelerate() -> None:
 def _init_process_group(device: torch.device, parallelism: ParallelismConfig, world: int) -> None:
     """Joins the group that the launcher's variables describe; alone, a group of one."""
     options: dict[str, Any] = {}
+    patience = timedelta(seconds=parallelism.timeout_seconds)
     if world == 1:
         options = {"store": HashStore(), "rank": 0, "world_size": 1}
         # accelerate and DeepSpeed read these even where a group already exists.
@@ -125,9 +127,15 @@ def _init_process_group(device: torch.device, parallelism: ParallelismConfig, wo
         for name, value in alone.items():
             os.environ.setdefault(name, value)
     try:
+        if world > 1:
+            # torchrun's own store outlives workers that it restarts: without a name for the
+            # attempt, those would wait at the addresses of the dead.
+            store, number, _ = next(rendezvous("env://", timeout=patience))
+            store = PrefixStore(f"attempt-{exit_file.attempt()}", store)
+            options = {"store": store, "rank": number, "world_size": world}
         torch.distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            timeout=timedelta(seconds=parallelism.timeout_seconds),
+            timeout=patience,
             **options,
         )
     except (ValueError, RuntimeError) as error:
