@@ -44,6 +44,12 @@ def other_versions() -> None:
     patch("lsp.run.preflight.versions", lambda: found)
 
 
+def other_collectives() -> None:
+    """As if a micro-batch here had a collective that the others have not."""
+    counts = iter([3, 8])
+    patch("lsp.parallel.rehearsal._collectives", lambda: next(counts))
+
+
 def patch(name: str, value: object) -> None:
     pytest.MonkeyPatch().setattr(name, value)
 
@@ -72,8 +78,9 @@ def launch(
         (None, other_source, "digest of lsp's sources: \""),
         (None, other_share, "rows of a micro-batch: 2 on rank 0, 1 on rank 1"),
         (None, other_tiles, "pieces of the head: 1 on rank 0, "),
+        (None, other_collectives, "collectives of a micro-batch: 0 on rank 0, 5 on rank 1"),
     ],
-    ids=["rate", "tiles", "steps", "packages", "source", "share", "plan"],
+    ids=["rate", "tiles", "steps", "packages", "source", "share", "plan", "collectives"],
 )
 def test_a_difference_is_told_once_and_ends_both(tmp_path, corpus, override, before, told):
     typed = words(tmp_path, corpus, "parallelism=ddp")

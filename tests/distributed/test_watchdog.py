@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +18,7 @@ from lsp.core.errors import UserError
 from lsp.core.exit_codes import BUG, DONE, STALLED, USER_ERROR
 from tests.distributed.spawn import environment, free_port
 from tests.processes import Session
-from tests.run.tiny import words, write_corpus
+from tests.run.tiny import assert_same_run, words, write_corpus
 
 # Long enough for an honest step on a machine that does much else.
 WATCHED = ["watchdog.seconds=4", "trainer.eval_every=0", "checkpoint.every=0"]
@@ -200,3 +202,21 @@ def test_one_process_alone(tmp_path, corpus):
     assert session.wait() == STALLED
     assert "lsp: rank 0 on " in session.output
     assert "in asleep" in session.output
+
+
+@pytest.mark.slow
+def test_torchrun_starts_again_and_the_run_finishes(tmp_path, corpus):
+    """Under a real launcher: told, ended, restarted, resumed, and the curve is the whole one."""
+    typed = [*WATCHED, "checkpoint.every=5", "parallelism=zero2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--max-restarts", "1", "--master-port", str(free_port()), "-m"]
+    command += ["tests.distributed.hangs_once", "train", *words(tmp_path, corpus, *typed)]
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "rank 1 has not entered collective #" in done.stderr
+    assert f"resuming {tmp_path / 'run'} at step 5" in done.stderr
+    for session in launch(tmp_path, corpus, None, *typed, "run_name=whole"):
+        assert session.wait() == DONE
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
