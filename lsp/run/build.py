@@ -127,7 +127,7 @@ def build_trainer(
     agree_on_steps(config, share, state, validation_batches)
     needs = Needs(
         parts.model,
-        config.memory,
+        config.memory.settled(registry.get(registry.name_of(config.architecture)).residuals),
         config.parallelism,
         config.precision,
         type(config.optimizer).__name__.removesuffix("Config"),

@@ -14,7 +14,7 @@ from lsp.core.exit_codes import USER_ERROR
 from lsp.core.ranks import leave_quietly
 from lsp.data.batches import Share
 from lsp.models import registry
-from lsp.models.interface import LanguageModel
+from lsp.models.interface import Architecture, LanguageModel
 from lsp.models.memory import MemoryConfig
 from lsp.parallel.config import ParallelismConfig, PrecisionConfig
 from lsp.parallel.memory import MOMENTS, SHARDINGS, state_bytes
@@ -42,7 +42,7 @@ class Needs:
 
     Attributes:
         model: As built.
-        memory: How the model trades memory for time.
+        memory: How the model trades memory for time; settled, as its own.
         parallelism: The strategy, decided.
         precision: Of the matrix products.
         optimizer: `AdamW`, `Adafactor` or `Muon`.
@@ -121,6 +121,10 @@ class Needs:
         worth = [remedy for remedy in found if remedy.saving > least]
         return sorted(worth, key=lambda remedy: -remedy.saving)
 
+    def leaner(self) -> list[str]:
+        """Overrides that leave fewer activations, in no order."""
+        return [override for override, _ in self._changes()]
+
     def _changes(self) -> Iterator[tuple[str, Callable[[], dict[str, int]]]]:
         """Overrides with the activations that each leaves."""
         for rows in self._fewer_rows():
@@ -132,15 +136,18 @@ class Needs:
         if self.precision.name == "fp32":
             yield "precision=bf16", partial(self.activations, half=True)
 
+    @property
+    def _architecture(self) -> Architecture:
+        return registry.get(registry.name_of(self.model.config))
+
     def _fewer_rows(self) -> list[int]:
         now, whole = self.share.micro_batch, self.share.rows_per_rank
         divisors = [n for n in range(1, now // 2 + 1) if whole % n == 0]
         return sorted({divisors[0], divisors[-1]}) if divisors else []
 
     def _other_memory(self) -> Iterator[tuple[str, MemoryConfig]]:
-        memory = self.memory
-        kept = ("stored", "recomputed", "reversible")
-        for residual in kept[kept.index(memory.residual) + 1 :]:
+        memory, leanest_first = self.memory, self._architecture.residuals
+        for residual in leanest_first[: leanest_first.index(memory.residual)]:
             yield f"memory={residual}", replace(memory, residual=residual)
         heads = getattr(self.model.config, "num_attention_heads", 0)
         if heads and memory.attention_groups != heads:
@@ -154,9 +161,8 @@ class Needs:
         degree = self.share.sequence_degree * 2
         if self.place.world_size % degree or self.parallelism.strategy == "single":
             return
-        architecture = registry.get(registry.name_of(self.model.config))
         try:
-            architecture.check_shares(self.model.config, self.length, degree)
+            self._architecture.check_shares(self.model.config, self.length, degree)
         except UserError:
             return
         yield degree
@@ -192,12 +198,16 @@ def explain(error: BaseException, needs: Needs, doing: str) -> str:
     lines = [f"out of memory on rank {place.rank} ({place.device}), {doing} ({_wanted(error)})"]
     lines.append(f"  this process needs about {_size(total)}, estimated from the shapes:")
     lines += [f"    {_size(size):>9}  {name}" for size, name in shown]
+    if not needs.activations():
+        lines.append("  and activations, which this architecture cannot estimate. These need less:")
+        lines.append(f"    {', '.join(needs.leaner())}")
     remedies = needs.remedies()
-    if not remedies:
+    if not remedies and needs.activations():
         return "\n".join([*lines, "  only a shorter sequence_length or a smaller model needs less"])
     capacity = _capacity(place.device)
-    lines.append("  overrides that need less, most effective first:")
-    width = max(len(remedy.override) for remedy in remedies)
+    if remedies:
+        lines.append("  overrides that need less, most effective first:")
+    width = max((len(remedy.override) for remedy in remedies), default=0)
     for remedy in remedies:
         enough = capacity is not None and total - remedy.saving < capacity
         verdict = ", enough by itself" if enough and total >= (capacity or 0) else ""

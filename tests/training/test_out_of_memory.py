@@ -10,7 +10,7 @@ from lsp.parallel.config import ParallelismConfig, PrecisionConfig
 from lsp.parallel.runtime import Runtime
 from lsp.training import out_of_memory
 from lsp.training.out_of_memory import Needs, explain, explained, is_out_of_memory
-from tests.training.tiny import LENGTH, reformer
+from tests.training.tiny import LENGTH, longformer, reformer
 
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB free. If reserved but"
 HOST = "[enforce fail at alloc_cpu.cpp:1] err == 0. DefaultCPUAllocator: can't allocate memory: 5"
@@ -92,6 +92,16 @@ def test_nothing_helps(monkeypatch):
     text = explain(torch.OutOfMemoryError(CUDA), needs(), "step 1")
     assert text.endswith("only a shorter sequence_length or a smaller model needs less")
     assert "(CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB free)" in text
+
+
+def test_an_architecture_that_cannot_tell():
+    model = longformer("stored")
+    of = needs(model=model)
+    assert of.activations() == {}
+    lines = explain(torch.OutOfMemoryError(CUDA), of, "step 1").splitlines()
+    (advice,) = [i for i, line in enumerate(lines) if "cannot estimate. These need less:" in line]
+    assert "trainer.micro_batch=1, trainer.micro_batch=6, memory=recomputed," in lines[advice + 1]
+    assert "reversible" not in lines[advice + 1]  # which this architecture is not
 
 
 @pytest.mark.parametrize(
