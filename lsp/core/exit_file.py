@@ -51,16 +51,17 @@ def attach() -> None:
     except OSError:
         raise SystemExit(INTERRUPTED) from None  # the launcher has removed it: nobody waits
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.environ.get(LAUNCHER) != str(_parent_of(os.getppid())):
+    if _parent_of(os.getppid()) not in (None, os.environ.get(LAUNCHER)):
         raise SystemExit(INTERRUPTED)  # it ended before the kernel knew
 
 
-def _parent_of(pid: int) -> int:
+def _parent_of(pid: int) -> str | None:
+    """The number of a process's parent; None where that is kept from us."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return 0
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("PPid:"))
+        return None
+    return next(line.split()[1] for line in status.splitlines() if line.startswith("PPid:"))
 
 
 def record(code: int) -> None:

@@ -142,7 +142,7 @@ class TestWorkersDoNotOutliveTorchrun:
         # A launcher that waits for the lock waits for the worker.
         assert subprocess.run(["flock", "--nonblock", path, "true"]).returncode == 1
         agent = exit_file._parent_of(worker)
-        os.kill(agent, signal.SIGKILL)
+        os.kill(int(agent), signal.SIGKILL)
         assert gone(worker)
         assert subprocess.run(["flock", "--nonblock", path, "true"]).returncode == 0
 
