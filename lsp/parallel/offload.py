@@ -50,10 +50,9 @@ def check_offload(parallelism: ParallelismConfig) -> None:
 
 
 def _missing_tools() -> list[str]:
-    from torch.utils.cpp_extension import get_cxx_compiler
-
     _find_own_tools()
-    compiler, header = get_cxx_compiler(), Path(sysconfig.get_paths()["include"]) / "Python.h"
+    compiler = os.environ.get("CXX", "c++")  # as torch chooses it
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     have = {
         f"C++ compiler ({compiler})": shutil.which(compiler),
         "ninja": shutil.which("ninja"),
