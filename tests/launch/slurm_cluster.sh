@@ -72,7 +72,11 @@ CONF
 stop() {
     [ -f "$pids" ] || exit 0
     export SLURM_CONF="$folder/slurm.conf"
-    scancel --full --signal=KILL --user=root 2>/dev/null || true
+    scancel --user=root 2>/dev/null || true
+    for _ in {1..60}; do # or what runs would outlive the daemons
+        [ -n "$(squeue --noheader 2>/dev/null)" ] || break
+        sleep 0.5
+    done
     tac "$pids" | while read -r pid; do
         kill "$pid" 2>/dev/null || true
     done
