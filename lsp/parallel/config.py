@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lsp.core.errors import UserError, require, unknown_choice
-from lsp.parallel.memory import BUCKET, LIVE, SHARDINGS, Sharding
+from lsp.parallel.memory import BUCKET, GROUP, LIVE, SHARDINGS, Sharding
 
 STRATEGIES = (*SHARDINGS, "auto")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -118,7 +118,7 @@ class ParallelismConfig:
     prefetch_bucket_size: int = 50_000_000
     max_live_parameters: int = LIVE
     max_reuse_distance: int = LIVE
-    sub_group_size: int = 100_000_000
+    sub_group_size: int = GROUP
     hpz_partition_size: int = 1
     quantized_weights: bool = False
     quantized_gradients: bool = False

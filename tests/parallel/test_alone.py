@@ -10,7 +10,7 @@ from tests.processes import Session
 from tests.run.tiny import curve, words, write_corpus
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
+@pytest.mark.parametrize("strategy", ["ddp", "zero3", "zero2_offload"])
 def test_a_group_of_one(tmp_path, strategy):
     corpus = write_corpus(tmp_path / "corpus")
     runs = {}
@@ -22,7 +22,7 @@ def test_a_group_of_one(tmp_path, strategy):
     assert runs[strategy] == pytest.approx(runs["single"], rel=1e-5)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3", "zero3_offload"])
 def test_tied_weights_keep_both_names(tmp_path, strategy):
     (weights,) = run_distributed(tied, 1, tmp_path, strategy)
     assert weights.keys() == {"embedding.weight", "head.weight", "scale"}
