@@ -25,7 +25,15 @@ def test_prints_every_verb_with_an_example(argv, capsys):
 
 
 def test_lists_only_verbs_that_are_there():
-    assert set(VERBS) == {"prepare", "train", "evaluate", "generate", "export", "consolidate", "import"}
+    assert set(VERBS) == {
+        "prepare",
+        "train",
+        "evaluate",
+        "generate",
+        "export",
+        "consolidate",
+        "import",
+    }
 
 
 def test_version(capsys):
