@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,10 @@ def save_tensors(
 
 
 def _umask() -> int:
-    # There is no way to ask without setting it.
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith("Umask:")), 8)
+    # Elsewhere there is no way to ask without setting it, for an instant and for all threads.
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
