@@ -16,6 +16,7 @@ from lsp.core.errors import require, unknown_choice
 from lsp.models import activations
 from lsp.models.published import BOOKKEEPING, known_values
 from lsp.models.shares import check_degree
+from lsp.models.vocabulary import settle_vocabulary
 
 MODEL_TYPE = "longformer"
 # Its norms come after the sums, so a layer's input cannot be computed back from its output.
@@ -238,23 +239,13 @@ def resolve(
         UserError: A value cannot work; the message names values that would.
     """
     config, default = copy.deepcopy(config), LongformerConfig()
-    if config.vocab_size == default.vocab_size:
-        config.vocab_size = vocab_size
-    require(
-        config.vocab_size >= vocab_size,
-        f"vocab_size={config.vocab_size} is smaller than the tokenizer's {vocab_size}: "
-        f"leave it out, or use {vocab_size} or more",
-    )
-    for key, value in (
-        ("pad_token_id", pad_token_id),
-        ("eos_token_id", eos_token_id),
-        ("sep_token_id", eos_token_id),
-        ("bos_token_id", bos_token_id),
-    ):
-        if value is not None:
-            setattr(config, key, value)
-        elif getattr(config, key) is not None and getattr(config, key) >= config.vocab_size:
-            setattr(config, key, None)
+    special_ids = {
+        "pad_token_id": pad_token_id,
+        "eos_token_id": eos_token_id,
+        "sep_token_id": eos_token_id,
+        "bos_token_id": bos_token_id,
+    }
+    settle_vocabulary(config, default.vocab_size, vocab_size, special_ids)
     config.is_decoder = causal
     if config.max_position_embeddings == default.max_position_embeddings:
         config.max_position_embeddings = sequence_length + config.first_position

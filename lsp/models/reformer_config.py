@@ -16,6 +16,7 @@ from lsp.core.errors import require, unknown_choice
 from lsp.models import activations
 from lsp.models.published import BOOKKEEPING, known_values
 from lsp.models.shares import check_degree
+from lsp.models.vocabulary import settle_vocabulary
 
 MODEL_TYPE = "reformer"
 ATTENTION_KINDS = ("local", "lsh")
@@ -277,20 +278,12 @@ def resolve(
         UserError: A value cannot work; the message names values that would.
     """
     config, default = copy.deepcopy(config), ReformerConfig()
-    if config.vocab_size == default.vocab_size:
-        config.vocab_size = vocab_size
-    require(
-        config.vocab_size >= vocab_size,
-        f"vocab_size={config.vocab_size} is smaller than the tokenizer's {vocab_size}: "
-        f"leave it out, or use {vocab_size} or more",
-    )
-    for key, value in (
-        ("pad_token_id", pad_token_id),
-        ("eos_token_id", eos_token_id),
-        ("bos_token_id", bos_token_id),
-    ):
-        if value is not None:
-            setattr(config, key, value)
+    special_ids = {
+        "pad_token_id": pad_token_id,
+        "eos_token_id": eos_token_id,
+        "bos_token_id": bos_token_id,
+    }
+    settle_vocabulary(config, default.vocab_size, vocab_size, special_ids)
     config.is_decoder = causal
     if config.max_position_embeddings == default.max_position_embeddings:
         config.max_position_embeddings = sequence_length
