@@ -1,6 +1,7 @@
-"""Settings of every test: one thread, no network."""
+"""Settings of every test: one thread, no network, signals as in a terminal."""
 
 import os
+import signal
 
 # Before anything imports torch or the Hub clients, which read these once.
 # Two threads on a busy machine can be ten times slower than one.
@@ -16,6 +17,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# In the background of a script Ctrl-C is ignored, and so it would be by all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

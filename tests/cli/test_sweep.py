@@ -137,7 +137,8 @@ def test_signals_reach_the_job_which_decides(number, tmp_path, monkeypatch):
     ready, job = tmp_path / "ready", tmp_path / "job"
     name = number.name.removeprefix("SIG")
     job.write_text(
-        f"#!/bin/sh\ntrap 'exit 75' {name}\ntouch {ready}\nwhile :; do sleep 0.02; done\n"
+        f"#!/bin/sh\ntrap 'exit 75' {name}\ntouch {ready}\n"
+        "for i in $(seq 3000); do sleep 0.02; done\n"
     )
     job.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(job))
