@@ -67,7 +67,7 @@ class Traffic:
 
 
 def work(rank: int, job: Job, port: int, folder: str) -> None:
-    """One process: a warm-up step, then a measured one."""
+    """One process: two steps."""
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -95,10 +95,14 @@ def work(rank: int, job: Job, port: int, folder: str) -> None:
             loss, _ = model(*inputs, position_ids=positions[:, part])
             (loss / LENGTH).backward()
 
-        step()  # gradients exist from here on
+        for parameter in model.parameters():  # gradients exist from here on
+            parameter.grad = torch.zeros_like(parameter)
+        # Memory from a first step, whose heap is fresh; time and traffic from a second.
         start, sampler = resident_bytes(), Sampler()
+        with sampler:
+            step()
         began, cpu = time.perf_counter(), time.process_time()
-        with Traffic() as traffic, sampler:
+        with Traffic() as traffic:
             step()
         found = {
             "seconds": time.perf_counter() - began,
