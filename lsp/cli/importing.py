@@ -29,11 +29,18 @@ VERB = Verb(
             "lsp import from=google/reformer-enwik8 out=checkpoints/enwik8",
         ),
         ("a folder, for example an export", "lsp import from=exported/first_run"),
+        (
+            "a RoBERTa, made into a Longformer for longer rows",
+            "lsp import from=FacebookAI/roberta-base architecture=longformer sequence_length=4096 "
+            "out=checkpoints/long",
+        ),
     ),
     keys={
         "from": "folder or Hub name",
         "out": "folder of the run; checkpoints/<last part of from> where not given",
         "architecture": "name of the architecture",
+        "sequence_length": "positions of the Longformer that a RoBERTa is made into",
+        "attention_window": "of that Longformer, in all layers or [one,for,each]; 512 if null",
     },
     run=run,
     exit_codes={},

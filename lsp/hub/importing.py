@@ -135,6 +135,9 @@ def import_tokenizer(published: PublishedModel, out: Path) -> str | None:
         f"{published.folder}: its tokenizer has {len(tokenizer)} tokens, and its model only "
         f"vocab_size={vocab_size}",
     )
+    # A model that was made longer comes with the tokenizer of the short one, which would cut texts.
+    longest = int(published.config.max_positions)
+    tokenizer.model_max_length = max(tokenizer.model_max_length, longest)
     tokenizer.save_pretrained(out)
     return f"{len(tokenizer):,} tokens"
 

@@ -218,13 +218,21 @@ def config_from_published(published: Mapping[str, Any]) -> tuple[Any, list[str]]
     form = kinds[kind]
     known = {field.name for field in dataclasses.fields(form.config_class)} | form.ignored_keys
     read = {key: value for key, value in published.items() if key in known}
+    return checked_config(form.config_class, read), sorted(set(published) - known)
+
+
+def checked_config(config_class: Any, values: Mapping[str, Any]) -> Any:
+    """A config of ours from values that somebody else wrote.
+
+    Raises:
+        UserError: A value cannot work.
+    """
     try:
-        config = form.config_class.from_dict(read)  # type: ignore[attr-defined]
+        return config_class.from_dict(values)
     except UserError as error:
         raise UserError(f"{CONFIG_FILE}: {error}") from None
     except (TypeError, AttributeError) as error:
         raise UserError(f"{CONFIG_FILE} has a value of the wrong type: {error}") from None
-    return config, sorted(set(published) - known)
 
 
 def objective_of(config: Any) -> str:

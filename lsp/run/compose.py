@@ -27,6 +27,7 @@ from lsp.core.errors import UserError, unknown_choice
 from lsp.run.compose_errors import Attempt, raise_readable, unknown_key, without_hydra
 from lsp.run.config import (
     ARCHITECTURES,
+    LENGTHENING,
     OPTIMIZERS,
     ConsolidateConfig,
     EvaluateConfig,
@@ -249,11 +250,11 @@ def in_architecture(error: ValueError, architecture: type | None) -> UserError:
 
 
 def _import_config(values: dict[Any, Any]) -> ImportConfig:
-    known = ["from", "out", "architecture"]
+    known = ["from", "out", "architecture", *LENGTHENING]
     for key, value in values.items():
         if key not in known:
             raise unknown_key(str(key), value, known)
-    return ImportConfig(values["from"], values["out"], values["architecture"])
+    return ImportConfig(*(values[key] for key in known))
 
 
 def _name_of(config: object, classes: Mapping[str, type]) -> str:

@@ -232,6 +232,10 @@ class ConsolidateConfig:
         return Path(self.out or f"{Path(self.run).resolve().name}.safetensors")
 
 
+LENGTHENING = ("sequence_length", "attention_window")
+"""Keys of `lsp import` for making a long model of a short one."""
+
+
 @dataclass
 class ImportConfig:
     """What `lsp import` reads.
@@ -240,11 +244,16 @@ class ImportConfig:
         source: Folder or Hub name of a published checkpoint; typed as `from=`.
         out: Folder of the run that is made; null is `checkpoints/<last part of source>`.
         architecture: Name of the architecture.
+        sequence_length: Positions of the Longformer that a RoBERTa is made into (2004.05150,
+            section 5); null for a checkpoint that stays as it is.
+        attention_window: Of that Longformer: a number, or one per layer; null is 512.
     """
 
     source: str = MISSING
     out: str | None = None
     architecture: str = "reformer"
+    sequence_length: int | None = None
+    attention_window: Any = None
 
     def __post_init__(self) -> None:
         for key, name in (("source", "from"), ("architecture", "architecture")):
@@ -257,6 +266,24 @@ class ImportConfig:
             self.out is None or (isinstance(self.out, str) and bool(self.out.strip())),
             f"out={self.out} must be a folder, e.g. out=checkpoints/enwik8",
         )
+        length, window = self.sequence_length, self.attention_window
+        require(
+            length is None or (type(length) is int and length >= 1),
+            f"sequence_length={length} must be a whole number, e.g. sequence_length=4096",
+        )
+        windows = window if isinstance(window, list) and window else [window]
+        require(
+            window is None or all(type(one) is int for one in windows),
+            f"attention_window={window} must be a whole number, or a list of one for each layer, "
+            "e.g. attention_window=512",
+        )
+        for key in LENGTHENING:
+            value = getattr(self, key)
+            require(
+                value is None or self.architecture == "longformer",
+                f"{key}={value} is for making a Longformer of a RoBERTa: add "
+                "architecture=longformer, or leave it out",
+            )
 
     @property
     def folder(self) -> Path:

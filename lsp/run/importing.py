@@ -17,9 +17,11 @@ from lsp.core.exit_codes import DONE
 from lsp.core.versions import versions
 from lsp.data.config import ObjectiveConfig
 from lsp.hub.importing import PublishedModel, import_tokenizer, locate, read_published
-from lsp.models import registry
+from lsp.hub.lengthening import read_lengthened
+from lsp.hub.published import read_published_config
+from lsp.models import longformer_config, registry, roberta_conversion
 from lsp.run.compose import load_train_config, save_yaml
-from lsp.run.config import ImportConfig, RunConfig
+from lsp.run.config import LENGTHENING, ImportConfig, RunConfig
 
 
 def run_import(config: ImportConfig) -> int:
@@ -31,12 +33,7 @@ def run_import(config: ImportConfig) -> int:
     out = config.folder
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={out} exists: name another folder, or delete it first")
-    published = read_published(locate(config.source))
-    require(
-        published.model_type == config.architecture,
-        f"architecture={config.architecture}, but {config.source} is a {published.model_type}: "
-        f"use architecture={published.model_type}",
-    )
+    published = _read(config)
     run = run_config(published, out)
     tokenizer = _write_run(run, published, out, str(config.source))
     parameters = sum(weight.numel() for weight in published.weights.values())
@@ -54,6 +51,38 @@ def run_import(config: ImportConfig) -> int:
     if published.objective == "causal" and tokenizer:
         print(f'  lsp generate run={out} prompt="The "')
     return DONE
+
+
+def _read(config: ImportConfig) -> PublishedModel:
+    folder = locate(config.source)
+    kind = read_published_config(folder).get("model_type")
+    if kind == roberta_conversion.MODEL_TYPE:
+        require(
+            config.architecture == longformer_config.MODEL_TYPE
+            and config.sequence_length is not None,
+            f"{config.source} is a {kind}, which can be made into a longer Longformer: use "
+            "architecture=longformer sequence_length=4096",
+        )
+        assert config.sequence_length is not None
+        window = config.attention_window
+        if window is None:
+            window = roberta_conversion.ATTENTION_WINDOW
+        return read_lengthened(folder, config.sequence_length, window)
+    for key in LENGTHENING:
+        value = getattr(config, key)
+        require(
+            value is None,
+            f"{key}={value} is for making a Longformer of a RoBERTa, such as "
+            f"FacebookAI/roberta-base, but {config.source} is a {kind}: leave it out, or name a "
+            "RoBERTa",
+        )
+    published = read_published(folder)
+    require(
+        kind == config.architecture,
+        f"architecture={config.architecture}, but {config.source} is a {kind}: "
+        f"use architecture={kind}",
+    )
+    return published
 
 
 def run_config(published: PublishedModel, out: Path) -> RunConfig:
