@@ -28,7 +28,7 @@ def test_train_shows_every_choice_of_a_group(group, train_help):
 
 
 def test_train_shows_the_default_choices(train_help):
-    for choice in ("[reformer]", "[python_library]", "[adamw]", "[single]", "[reversible]"):
+    for choice in ("[reformer]", "[python_library]", "[adamw]", "[single]", "[auto]"):
         assert choice in train_help
 
 

@@ -75,7 +75,7 @@ def change_config(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "longformer"}, "model_type=longformer is not known"),
+        ({"model_type": "gpt2"}, "model_type=gpt2 is not known"),
         ({"attn_layers": ["local"]}, "has reformer.encoder.layers.1.* and .* more"),
         ({"attn_layers": ["local", "lsh", "lsh"]}, "lacks reformer.encoder.layers.2"),
         ({"vocab_size": 300}, "is .260, 32. in the published folder, .* asks for .300, 32"),
