@@ -61,12 +61,18 @@ class SelfAttention(nn.Module):
             nn.Linear(width, width) for _ in range(3)
         )
 
-    def forward(self, x_BKD: torch.Tensor, with_global: bool) -> tuple[torch.Tensor, ...]:
-        """(B, K, E) each: queries, keys and values, and those of global tokens if wanted."""
-        projections = [self.query, self.key, self.value]
-        if with_global:
-            projections += [self.query_global, self.key_global, self.value_global]
-        return tuple(projection(x_BKD) for projection in projections)
+    def forward(
+        self, x_BKD: torch.Tensor, global_BK: torch.Tensor | None
+    ) -> tuple[torch.Tensor, ...]:
+        """(B, K, E) each: queries, keys, values, and keys and values for global tokens if any."""
+        q_BKE, k_BKE, v_BKE = self.query(x_BKD), self.key(x_BKD), self.value(x_BKD)
+        if global_BK is None:
+            return q_BKE, k_BKE, v_BKE
+        # What a global token would see through its window is not used, nor is that query needed.
+        # A tile without any takes part too: every process has to have the same gradients.
+        where = global_BK.nonzero(as_tuple=True)
+        q_BKE = q_BKE.index_put(where, self.query_global(x_BKD[where]))
+        return q_BKE, k_BKE, v_BKE, self.key_global(x_BKD), self.value_global(x_BKD)
 
     def global_parameters(self) -> list[nn.Parameter]:
         """Those that only global tokens use."""
@@ -108,8 +114,11 @@ class Attention(Block):
         stream = x_BLD.numel() * x_BLD.element_size()
         return tile_spans(x_BLD.shape[1], self.memory.tiles_for(stream, x_BLD.device.type))
 
-    def before(self, x_BKD: torch.Tensor, memo: Memo) -> tuple[torch.Tensor, ...]:
-        return self.self(x_BKD, memo.global_mask is not None)
+    def before(self, x_BKD: torch.Tensor, memo: Memo, tile: slice) -> tuple[torch.Tensor, ...]:
+        global_BK = memo.global_mask
+        if global_BK is not None:
+            global_BK = global_BK[:, memo.first + tile.start : memo.first + tile.stop]
+        return self.self(x_BKD, global_BK)
 
     def across(self, mixed: Sequence[torch.Tensor], memo: Memo) -> torch.Tensor:
         exchange, near = self.exchange, memo.global_mask is None and max(self.gaps) == 1
@@ -132,6 +141,7 @@ class Attention(Block):
         if memo.global_mask is not None:
             out_BNLH = global_attention(
                 out_BNLH,
+                q_BNLH,
                 *for_global,
                 global_BL=memo.global_mask,
                 segment_ids_BL=memo.segment_ids,

@@ -24,7 +24,7 @@ def global_attention(
 
     Args:
         out_BNLH: (B, N, L, H) attention of all tokens to those around them.
-        q_BNLH: (B, N, L, H) queries, from the projection for global tokens; read at those.
+        q_BNLH: (B, N, L, H) queries, those of global tokens from a projection of their own.
         k_BNLH: (B, N, L, H) keys for global tokens.
         v_BNLH: (B, N, L, H) values for global tokens.
         global_BL: (B, L) true for global tokens.

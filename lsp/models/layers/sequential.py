@@ -48,7 +48,7 @@ class Block(nn.Module, ABC):
     def tiles(self, x_BLD: torch.Tensor) -> list[slice]:
         """Runs of positions that cover the sequence."""
 
-    def before(self, x_BKD: torch.Tensor, memo: Any) -> tuple[torch.Tensor, ...]:
+    def before(self, x_BKD: torch.Tensor, memo: Any, tile: slice) -> tuple[torch.Tensor, ...]:
         """From a tile of the input to what is mixed: (B, K, ...) each."""
         raise NotImplementedError
 
@@ -96,7 +96,7 @@ def _stored(x_BLD: torch.Tensor, block: Block, memo: Any) -> torch.Tensor:
     tiles = block.tiles(x_BLD)
     mixed = None
     if block.mixes:
-        parts = [block("before", x_BLD[:, tile], memo) for tile in tiles]
+        parts = [block("before", x_BLD[:, tile], memo, tile) for tile in tiles]
         mixed = block("across", [torch.cat(p, dim=1) for p in zip(*parts, strict=True)], memo)
     outs = [
         block("after", None if mixed is None else mixed[:, tile], x_BLD[:, tile], memo, tile)
@@ -118,7 +118,7 @@ class _Recomputed(torch.autograd.Function):
             if block.mixes:
                 before = Joined(x_BLD.shape[1])
                 for tile in tiles:
-                    before.put(tile, block("before", x_BLD[:, tile], memo))
+                    before.put(tile, block("before", x_BLD[:, tile], memo, tile))
                 mixed = block("across", before.parts, memo)
                 del before
             for tile in tiles:
@@ -163,7 +163,7 @@ class _Differentiation:
         for tile in self.tiles:
             leaf = self._leaf(self.x_BLD, tile)
             with torch.enable_grad(), self.autocast():
-                values = self.block("before", leaf, self.memo)
+                values = self.block("before", leaf, self.memo, tile)
             before.put(tile, values)
             leaves.append(leaf)
             edges.append([graph_edge(value) for value in values])
