@@ -6,6 +6,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 
 from data_pipelines.config import TokenizerConfig
@@ -20,6 +21,7 @@ from lsp.hub.importing import PublishedModel, import_tokenizer, locate, read_pub
 from lsp.hub.lengthening import read_lengthened
 from lsp.hub.published import read_published_config
 from lsp.models import longformer_config, registry, roberta_conversion
+from lsp.run.build import build_model
 from lsp.run.compose import load_train_config, save_yaml
 from lsp.run.config import LENGTHENING, ImportConfig, RunConfig
 
@@ -36,7 +38,8 @@ def run_import(config: ImportConfig) -> int:
     published = _read(config)
     run = run_config(published, out)
     tokenizer = _write_run(run, published, out, str(config.source))
-    parameters = sum(weight.numel() for weight in published.weights.values())
+    with torch.device("meta"):  # what is tied has two names, and is one parameter
+        parameters = sum(p.numel() for p in build_model(run).parameters())
     print(f"imported {config.source} into {out}")
     print(f"  {published.model_type}, {parameters:,} parameters, objective={published.objective}")
     print(f"  sequence_length={run.sequence_length:,}")

@@ -94,11 +94,14 @@ def test_trains_on_and_is_exported(imported, corpus, tmp_path):
         )
 
 
-def test_512_positions_around_each_token_if_nothing_is_said(short, tmp_path):
+def test_512_positions_around_each_token_if_nothing_is_said(short, tmp_path, capsys):
     out = tmp_path / "long"
     typed = [f"from={short[0]}", "architecture=longformer", "sequence_length=40", f"out={out}"]
     assert main(["import", *typed]) == DONE
-    assert load_run(out).config.architecture.attention_window == 512
+    loaded = load_run(out)
+    assert loaded.config.architecture.attention_window == 512
+    parameters = sum(p.numel() for p in loaded.model.parameters())
+    assert f"longformer, {parameters:,} parameters, objective=masked" in capsys.readouterr().out
 
 
 def test_a_published_longformer_in_a_pickle_with_a_window_per_layer(longformer, tmp_path):
