@@ -7,6 +7,7 @@ Letters of shapes are in `lsp/core/batch.py`.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import cast
 
 import torch
@@ -23,6 +24,7 @@ from lsp.models.layers.sequential import run_blocks
 from lsp.models.layers.tied import TiedEmbedding, WaitingGradient
 from lsp.models.longformer_config import RESIDUALS, LongformerConfig
 from lsp.models.longformer_layers import LongformerLayer, Memo
+from lsp.models.longformer_memory import Pass
 from lsp.models.memory import MemoryConfig
 
 
@@ -286,14 +288,45 @@ class Longformer(LanguageModel):
             input_ids, segment_ids, position_ids, global_BL, token_type_ids, seed
         )
 
-    def execution_plan(self, rows: int, length: int) -> dict[str, int]:
+    def _like_stream(self, rows: int, length: int) -> torch.Tensor:
+        """Something of the stream's shape, type and device that takes no memory."""
         weight = next(self.parameters())
-        stream_BLD = weight.new_empty(()).expand(rows, length, self.config.hidden_size)
+        return weight.new_empty(()).expand(rows, length, self.config.hidden_size)
+
+    def execution_plan(self, rows: int, length: int) -> dict[str, int]:
+        stream_BLD = self._like_stream(rows, length)
         plan = {"the head": self._head_tiles(stream_BLD)}
         for number, layer in enumerate(self.longformer.layers()):
             plan[f"attention {number}"] = len(layer.attention.tiles(stream_BLD))
             plan[f"feed_forward {number}"] = len(layer.tiles(stream_BLD))
         return plan
+
+    def activation_bytes(
+        self, rows: int, length: int, *, half: bool = False, memory: MemoryConfig | None = None
+    ) -> dict[str, int]:
+        own = dataclasses.replace(self.memory)
+        try:
+            # The layers share this object, and cut themselves up by it.
+            vars(self.memory).update(vars(memory.settled(RESIDUALS) if memory else own))
+            return self._pass(rows, length, half).activation_bytes()
+        finally:
+            vars(self.memory).update(vars(own))
+
+    def _pass(self, rows: int, length: int, half: bool) -> Pass:
+        stream_BLD, layer = self._like_stream(rows, length), self.longformer.layers()[0]
+        return Pass(
+            self.config,
+            dataclasses.replace(self.memory),
+            rows,
+            length,
+            degree=self.longformer.exchange.degree,
+            attention_tiles=len(layer.attention.tiles(stream_BLD)),
+            feed_forward_tiles=len(layer.tiles(stream_BLD)),
+            head_tiles=self._head_tiles(stream_BLD),
+            device=stream_BLD.device,
+            stream=stream_BLD.element_size(),
+            product=2 if half else stream_BLD.element_size(),
+        )
 
     def flops_per_token(self, sequence_length: int) -> float:
         """See `LanguageModel`; attention counts the keys of a window."""

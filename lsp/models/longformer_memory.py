@@ -1,0 +1,224 @@
+"""How much memory a training pass of the Longformer takes beside its weights, from its shapes.
+
+An estimate of the peak: what is kept from the forward to the backward pass, and the largest of
+what exists for a moment on top of it. The terms follow `layers/sequential.py`,
+`layers/sliding_window.py` and `layers/losses.py`; a test compares them with what torch allocates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lsp.models.layers.chunks import Window, block_sizes
+from lsp.models.layers.sliding_window import Span
+from lsp.models.longformer_config import LongformerConfig
+from lsp.models.memory import MemoryConfig
+
+FP32 = 4
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A micro-batch on its way through the model.
+
+    Attributes:
+        config: Of the model.
+        memory: How it trades memory for time.
+        rows: Of the micro-batch.
+        length: Positions of a row that this model holds.
+        degree: How many hold the positions of a row together.
+        attention_tiles: Of what attention does position by position.
+        feed_forward_tiles: Of the feed-forward layer.
+        head_tiles: Of the language-model head.
+        device: Where it happens.
+        stream: Bytes of an element of the stream.
+        product: Bytes of an element of what matrix products give.
+    """
+
+    config: LongformerConfig
+    memory: MemoryConfig
+    rows: int
+    length: int
+    degree: int
+    attention_tiles: int
+    feed_forward_tiles: int
+    head_tiles: int
+    device: torch.device
+    stream: int
+    product: int
+
+    def activation_bytes(self) -> dict[str, int]:
+        """Bytes by what they are for; their sum is the estimate of the peak."""
+        moments = {
+            "attention": self._attention_moment(),
+            "a tile of the feed-forward layer": self._feed_forward_moment(),
+            "a tile of the language-model head": self._head_moment(),
+            "the gradients of the embeddings": self._embedding_moment(),
+        }
+        largest = max(moments, key=lambda name: moments[name])
+        # The input of the embeddings' norm, and the mask of its dropout.
+        found = {
+            "the stream and its gradients": 3 * self._stream_bytes + self._masks(1),
+            f"what layers keep (memory={self.memory.residual})": self._kept_bytes(),
+            "the head's share of the tied weight's gradient": self._waiting_bytes,
+            largest: moments[largest],
+        }
+        return {name: size for name, size in found.items() if size}
+
+    @property
+    def _positions(self) -> int:
+        return self.rows * self.length
+
+    @property
+    def _stream_bytes(self) -> int:
+        return self._positions * self.config.hidden_size * self.stream
+
+    @property
+    def _product_bytes(self) -> int:
+        """What a projection gives, or a copy of the stream in low precision."""
+        return self._positions * self.config.hidden_size * self.product
+
+    @property
+    def _half(self) -> bool:
+        return self.product < self.stream
+
+    @property
+    def _stored(self) -> bool:
+        return self.memory.residual == "stored"
+
+    @property
+    def _projections(self) -> int:
+        return 5 if self.config.global_tokens else 3
+
+    @property
+    def _waiting_bytes(self) -> int:
+        table = self.config.vocab_size * self.config.hidden_size
+        return FP32 * table if self.config.tie_word_embeddings else 0
+
+    @property
+    def _padded(self) -> bool:
+        """Whether rows are copied, to be a whole number of chunks."""
+        return self.length * self.degree % self._window.chunk_length > 0
+
+    @property
+    def _window(self) -> Window:
+        """The chunks that the widest window reaches."""
+        reach, last = max(self.config.windows), self.length * self.degree - 1
+        if self.config.is_decoder:
+            return Span(min(reach, last), 0).window()
+        return Span(min(reach // 2, last), min(reach // 2, last)).window()
+
+    def _masks(self, count: int) -> int:
+        """Dropout masks of the stream's size."""
+        dropped = self.config.hidden_dropout_prob
+        return count * self._positions * self.config.hidden_size if dropped else 0
+
+    def _kept_bytes(self) -> int:
+        """What is kept of all layers, but for the inputs of the last feed-forward and the head."""
+        layers = self.config.num_hidden_layers
+        if not self._stored:
+            return (2 * layers - 1) * self._stream_bytes
+        weights = 4 + (3 if self.config.global_tokens else 0)
+        matrices = weights * self.config.hidden_size**2
+        matrices += 2 * self.config.hidden_size * self.config.intermediate_size
+        copies = self.product * matrices if self._half else 0
+        return layers * (self._stored_attention() + self._stored_feed_forward() + copies)
+
+    def _stored_attention(self) -> int:
+        """Input, projections, what windows and what global tokens gave, the norm's input."""
+        outputs = 1 + (self.config.global_tokens > 0) + self._padded
+        kept = (self._projections + outputs) * self._product_bytes + self._bases_bytes
+        return kept + self._inputs(self._projections) + self._stream_bytes + self._masks(1)
+
+    def _stored_feed_forward(self) -> int:
+        """Input, both sides of the activation, the norm's input."""
+        config = self.config
+        inside = self._positions * config.intermediate_size * self.product
+        twice = 1 if config.hidden_act == "relu" else 2
+        return twice * inside + self._inputs(1) + self._stream_bytes + self._masks(1)
+
+    def _inputs(self, projections: int) -> int:
+        """A layer's input, of which each projection keeps a copy in low precision instead."""
+        return projections * self._product_bytes if self._half else self._stream_bytes
+
+    @property
+    def _bases_bytes(self) -> int:
+        """One number of each softmax."""
+        return self._positions * self.config.num_attention_heads * FP32
+
+    def _attention_moment(self) -> int:
+        """Differentiating the kernel of an attention layer, or what follows it."""
+        product, config = self._product_bytes, self.config
+        kernel = self._kernel_bytes()
+        # Gradients of the output and of the projections.
+        grads = (self._projections + 1) * product
+        if config.global_tokens:
+            grads += 2 * product  # the output's gradient without global tokens, that of queries
+        if self.degree > 1:  # on both sides of the exchange
+            grads += self._projections * product
+        if self._stored:
+            freed = self._stored_feed_forward() + self._stream_bytes
+            return grads + kernel - freed
+        again = (self._projections + 1) * product + self._bases_bytes
+        if self._padded:  # queries, keys and values, and the output's gradient
+            again += 4 * product
+        if self._half:
+            copies = self._projections * config.hidden_size**2 * self.product
+            again += self._projections * product + self.attention_tiles * copies
+        tile = self._stream_bytes // self.attention_tiles
+        # The sum and its norm, their gradients, and what the dropout or the product passes on.
+        after = product + 4 * tile + product // self.attention_tiles
+        if config.global_tokens:
+            after += product
+        return again + max(grads + kernel, after)
+
+    def _kernel_bytes(self) -> int:
+        """Buffers of the kernel for the widest window: a head of a row, and a block of scores."""
+        config, window, length = self.config, self._window, self.length * self.degree
+        size = config.hidden_size // config.num_attention_heads
+        chunks = -(-length // window.chunk_length)
+        at_once, per_block = block_sizes(
+            self.device, max(1, config.num_attention_heads // self.degree), chunks, window
+        )
+        ring = at_once * (chunks * window.chunk_length + window.outer)
+        buffers = ring * size * 2 * (self.product + FP32)
+        queries = at_once * per_block * window.chunk_length
+        scores = queries * window.size
+        dropped = config.attention_probs_dropout_prob
+        buffers += scores * (2 * FP32 + (2 * FP32 + 2 if dropped else 0))
+        if self.product < FP32:  # scores, and three times what queries have, in both types
+            buffers += scores * self.product + 3 * queries * size * FP32
+        keys = at_once * per_block * window.size
+        copies = 2 if at_once == 1 and self.product == FP32 else 4
+        return buffers + (copies * keys + 3 * queries) * size * self.product
+
+    def _feed_forward_moment(self) -> int:
+        config = self.config
+        weights = 2 * FP32 * 2 * config.hidden_size * config.intermediate_size
+        if self._stored:
+            inside = self._positions * config.intermediate_size * self.product
+            return inside + weights // 4
+        tile = -(-self.length // self.feed_forward_tiles) * self.rows
+        inside = tile * config.intermediate_size * 3 * self.product
+        outside = tile * config.hidden_size * 4 * self.stream
+        return self._stream_bytes + inside + outside + weights
+
+    def _head_moment(self) -> int:
+        config = self.config
+        tile = -(-self.length // self.head_tiles) * self.rows
+        scores = tile * config.vocab_size
+        weights = config.hidden_size * config.vocab_size
+        # Scores, their logarithms and gradients; later the last, and the weight's gradient.
+        largest = max(scores * (2 * FP32 + self.product), scores * FP32 + FP32 * weights)
+        if not config.tie_word_embeddings and self.head_tiles > 1:
+            largest += FP32 * weights  # of the tiles before
+        inside = tile * config.hidden_size * 5 * self.stream
+        inputs = 0 if self._stored else self._stream_bytes
+        return inputs + largest + inside
+
+    def _embedding_moment(self) -> int:
+        """The gradients of both tables, when layers keep nothing any more."""
+        tables = self.config.vocab_size + self.config.max_position_embeddings
+        return FP32 * tables * self.config.hidden_size - self._kept_bytes()
