@@ -15,7 +15,11 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 MEGABYTE = 2**20
 
@@ -33,11 +37,7 @@ def resident_bytes() -> int:
 
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
-    """Two training steps in this process.
-
-    The peak is taken from a sampler during the second step, when gradients and optimizer state
-    exist, and as the process's maximum for the whole.
-    """
+    """A training step of the model of `spec` in this process."""
     import torch
 
     torch.set_num_threads(spec.get("threads", 1))
@@ -65,6 +65,17 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
             ours.begin_micro_batch(1)
             loss, count = ours(ids, labels)
             return loss / count
+
+    return measure_step(model, loss_of_step)
+
+
+def measure_step(model: torch.nn.Module, loss_of_step: Callable[[], Any]) -> dict[str, Any]:
+    """What a training step takes in this process.
+
+    The peak is taken from a sampler during the step, with gradients and optimizer state in place,
+    and as the process's maximum for the whole.
+    """
+    import torch
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=False)
     parameters = sum(p.numel() for p in model.parameters())
@@ -108,9 +119,9 @@ class Sampler:
         self._thread.join()
 
 
-def run_fresh(spec: dict[str, Any]) -> dict[str, Any]:
-    """`measure` in a process of its own."""
-    command = [sys.executable, __file__, "--measure", json.dumps(spec)]
+def run_fresh(spec: dict[str, Any], script: str = __file__) -> dict[str, Any]:
+    """`measure` of a script in a process of its own."""
+    command = [sys.executable, script, "--measure", json.dumps(spec)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(spec.get("threads", 1))}
     out = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if out.returncode != 0:
