@@ -5,6 +5,7 @@ import torch
 
 from lsp.core.errors import UserError
 from lsp.data.batches import Share
+from lsp.models.interface import LanguageModel
 from lsp.models.memory import MemoryConfig
 from lsp.parallel.config import ParallelismConfig, PrecisionConfig
 from lsp.parallel.runtime import Runtime
@@ -94,8 +95,15 @@ def test_nothing_helps(monkeypatch):
     assert "(CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB free)" in text
 
 
-def test_an_architecture_that_cannot_tell():
+def test_the_longformer_is_advised_what_it_can_do():
+    found = overrides(needs(model=longformer("stored")))
+    assert {"memory=recomputed", "trainer.micro_batch=1"} <= set(found[:3])
+    assert not [o for o in found if "reversible" in o or "attention_groups" in o]
+
+
+def test_an_architecture_that_cannot_tell(monkeypatch):
     model = longformer("stored")
+    monkeypatch.setattr(type(model), "activation_bytes", LanguageModel.activation_bytes)
     of = needs(model=model)
     assert of.activations() == {}
     lines = explain(torch.OutOfMemoryError(CUDA), of, "step 1").splitlines()
