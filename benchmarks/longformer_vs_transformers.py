@@ -218,9 +218,9 @@ def time_text(rows: list[dict[str, Any]]) -> str:
             f"{HIDDEN // HEADS}, hidden {HIDDEN}, intermediate",
             f"{INTERMEDIATE}, vocabulary {VOCABULARY}, batch 1, no dropout; `global` of the first "
             "tokens see and are seen by",
-            "all. `ratio` is how many times longer `transformers` takes; `stored_ratio` the same where our",
-            "model keeps everything for the backward pass, as `transformers` does, instead of",
-            "computing it again (`memory=stored`).",
+            "all. `ratio` is how many times longer `transformers` takes; `stored_ratio` the same",
+            "where our model keeps everything for the backward pass (`memory=stored`), as",
+            "`transformers` does, instead of computing it again.",
             "",
             *(f"- `{name}`: {what}" for name, what in SECTIONS.items()),
             "",
