@@ -37,7 +37,9 @@ def global_attention(
     """
     rows = []
     document_BL = None if segment_ids_BL is None else documents(segment_ids_BL)
-    for row, out_NLH in enumerate(out_BNLH):
+    # Unbound, not indexed: the gradient of an indexed row would have the size of all of them.
+    whole = zip(*(x_BNLH.unbind() for x_BNLH in (out_BNLH, q_BNLH, k_BNLH, v_BNLH)), strict=True)
+    for row, (out_NLH, q_NLH, k_NLH, v_NLH) in enumerate(whole):
         index_G = global_BL[row].nonzero()[:, 0]
         if len(index_G) == 0:
             rows.append(out_NLH)
@@ -48,15 +50,13 @@ def global_attention(
             seen_GL = (document_L[index_G, None] == document_L) & (segment_ids_BL[row] != 0)
             bias_GL = torch.zeros(seen_GL.shape, dtype=q_BNLH.dtype, device=q_BNLH.device)
             bias_GL = bias_GL.masked_fill(~seen_GL, float("-inf"))
-        q_NGH = q_BNLH[row, :, index_G]
+        q_NGH = q_NLH[:, index_G]
         if dropout and dropout_seed is not None:
-            scores_NGL = q_NGH @ k_BNLH[row].transpose(-1, -2) * q_NGH.shape[-1] ** -0.5
+            scores_NGL = q_NGH @ k_NLH.transpose(-1, -2) * q_NGH.shape[-1] ** -0.5
             weights_NGL = (scores_NGL if bias_GL is None else scores_NGL + bias_GL).softmax(-1)
             weights_NGL = seeded_dropout(weights_NGL, dropout, derive_seed(dropout_seed, row))
-            seen_NGH = weights_NGL @ v_BNLH[row]
+            seen_NGH = weights_NGL @ v_NLH
         else:
-            seen_NGH = F.scaled_dot_product_attention(
-                q_NGH, k_BNLH[row], v_BNLH[row], attn_mask=bias_GL
-            )
+            seen_NGH = F.scaled_dot_product_attention(q_NGH, k_NLH, v_NLH, attn_mask=bias_GL)
         rows.append(out_NLH.index_copy(1, index_G, seen_NGH.to(out_NLH.dtype)))
     return torch.stack(rows)
