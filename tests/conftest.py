@@ -17,8 +17,10 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-# In the background of a script Ctrl-C is ignored, and so it would be by all that tests start.
+# In the background of a script Ctrl-C is ignored, under nohup the end of the terminal too, and so
+# they would be by all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

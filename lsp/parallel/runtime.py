@@ -23,6 +23,10 @@ from lsp.parallel.collectives import barrier, forget_groups, is_distributed
 from lsp.parallel.config import ParallelismConfig, PrecisionConfig
 from lsp.parallel.sequence import make_exchange
 
+ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+"""What a launcher would tell a single process; accelerate and DeepSpeed read it even where a group
+already exists, and accelerate makes one of it where there is none."""
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -89,10 +93,13 @@ def runtime(parallelism: ParallelismConfig) -> Iterator[Runtime]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     world = ranks.world_size()
-    if parallelism.strategy != "single":
-        _init_process_group(device, parallelism, world)
+    own = {} if world > 1 or parallelism.strategy == "single" else ALONE
+    added = {name: value for name, value in own.items() if name not in os.environ}
+    os.environ |= added
     clean = False
     try:
+        if parallelism.strategy != "single":
+            _init_process_group(device, parallelism, world)
         exchange = make_exchange(parallelism.sequence, parallelism.timeout_seconds)
         yield Runtime(device, ranks.rank() if world > 1 else 0, world, exchange)
         clean = True
@@ -105,6 +112,8 @@ def runtime(parallelism: ParallelismConfig) -> Iterator[Runtime]:
             gc.collect()
             time.sleep(0.1)
         _reset_accelerate()
+        for name in added:
+            del os.environ[name]
 
 
 def _reset_accelerate() -> None:
@@ -122,10 +131,6 @@ def _init_process_group(device: torch.device, parallelism: ParallelismConfig, wo
     patience = timedelta(seconds=parallelism.timeout_seconds)
     if world == 1:
         options = {"store": HashStore(), "rank": 0, "world_size": 1}
-        # accelerate and DeepSpeed read these even where a group already exists.
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-        for name, value in alone.items():
-            os.environ.setdefault(name, value)
     try:
         if world > 1:
             # torchrun's own store outlives workers that it restarts: without a name for the

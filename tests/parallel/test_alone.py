@@ -1,9 +1,13 @@
 """Strategies for many processes, run on one without a launcher."""
 
+import os
+
 import pytest
 import torch
 
 from lsp.core.exit_codes import DONE
+from lsp.parallel.config import ParallelismConfig
+from lsp.parallel.runtime import runtime
 from tests.distributed.spawn import run_distributed
 from tests.distributed.tied import tied
 from tests.processes import Session
@@ -27,3 +31,11 @@ def test_tied_weights_keep_both_names(tmp_path, strategy):
     (weights,) = run_distributed(tied, 1, tmp_path, strategy)
     assert weights.keys() == {"embedding.weight", "head.weight", "scale"}
     assert torch.equal(weights["embedding.weight"], weights["head.weight"])
+
+
+def test_nothing_is_left_in_the_environment():
+    """accelerate would take it for that of a launcher, in the next run of this process."""
+    before = dict(os.environ)
+    with runtime(ParallelismConfig(strategy="ddp", device="cpu")) as place:
+        assert place.world_size == 1
+    assert dict(os.environ) == before
