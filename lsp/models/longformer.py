@@ -224,9 +224,9 @@ class Longformer(LanguageModel):
         return tiled_loss(loss_of_tile, [x_BLD], labels, tiles, learned, waiting)
 
     def _head_tiles(self, stream_BLD: torch.Tensor) -> int:
-        width = max(self.config.vocab_size, self.config.hidden_size)
-        wide = 4 * stream_BLD.shape[0] * stream_BLD.shape[1] * width
-        return self.memory.head_tiles or self.memory.tiles_for(wide, stream_BLD.device.type)
+        rows, length, width = stream_BLD.shape
+        vocabulary, device = self.config.vocab_size, stream_BLD.device.type
+        return self.memory.head_tiles_for(rows, length, width, vocabulary, device)
 
     def hidden_states(
         self,

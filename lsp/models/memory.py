@@ -63,6 +63,26 @@ class MemoryConfig:
         """The budget of a tile's largest intermediate."""
         return int((self.tile_megabytes or (2 if device_type == "cpu" else 64)) * 2**20)
 
+    def head_tiles_for(
+        self, rows: int, length: int, width: int, vocab_size: int, device_type: str
+    ) -> int:
+        """Tiles of a language-model head: scores within budget, or as large as its weight.
+
+        Every tile reads the whole weight and adds to its gradient. With fewer positions than a
+        token's vector is long, that takes longer than the product itself.
+
+        Args:
+            rows: In a batch.
+            length: Positions of a row.
+            width: Of the hidden states that the head reads.
+            vocab_size: Scores of a position.
+            device_type: `cpu` or `cuda`.
+        """
+        if self.head_tiles:
+            return self.head_tiles
+        scores = 4 * rows * length * max(vocab_size, width)  # in fp32
+        return min(self.tiles_for(scores, device_type), -(-rows * length // width))
+
     def tiles_for(self, num_bytes: int, device_type: str) -> int:
         """Number of tiles that keeps an intermediate of `num_bytes` below the budget."""
         return -(-num_bytes // self.tile_bytes(device_type))

@@ -307,10 +307,11 @@ class Reformer(LanguageModel):
 
     def _head_tiles(self, stream_BLD: torch.Tensor) -> int:
         length, chunk = stream_BLD.shape[1], self.config.chunk_size_lm_head
-        tiles = self.memory.head_tiles or (-(-length // chunk) if chunk else 0)
-        width = max(self.config.vocab_size, 2 * self.config.hidden_size)
-        wide = 4 * stream_BLD.shape[0] * length * width
-        return tiles or self.memory.tiles_for(wide, stream_BLD.device.type)
+        if chunk and not self.memory.head_tiles:
+            return -(-length // chunk)
+        width, vocabulary = 2 * self.config.hidden_size, self.config.vocab_size
+        device = stream_BLD.device.type
+        return self.memory.head_tiles_for(len(stream_BLD), length, width, vocabulary, device)
 
     def execution_plan(self, rows: int, length: int) -> dict[str, int]:
         stream_BLD = self._stream(rows, length)

@@ -192,7 +192,7 @@ class Pass:
         tile = -(-self.length // self.head_tiles) * self.rows
         scores = tile * config.vocab_size
         weights = 2 * FP32 * 2 * config.hidden_size * config.vocab_size
-        # Scores, their logarithms and gradients; later the last, and the weights' gradients, those
-        # of this tile and of those before. Both streams are joined and normalised.
-        largest = max(scores * (2 * FP32 + self.product), scores * FP32 + weights)
+        # Scores, their logarithms and gradients; later the last two, and the weights' gradients,
+        # those of this tile and of those before. Both streams are joined and normalised.
+        largest = max(scores * (2 * FP32 + self.product), scores * 2 * FP32 + weights)
         return largest + tile * 2 * config.hidden_size * 4 * self.stream

@@ -139,6 +139,14 @@ def test_published_chunk_sizes_are_honoured():
     assert model._head_tiles(x) == 10
 
 
+def test_tiles_of_a_head_are_no_shorter_than_its_vectors():
+    """However large the vocabulary: each tile reads the whole weight."""
+    memory = MemoryConfig()
+    assert memory.head_tiles_for(2, 4096, 256, 50_000, "cpu") == 32
+    assert memory.head_tiles_for(1, 4096, 256, 256, "cpu") == 2  # 2 MB each
+    assert MemoryConfig(head_tiles=300).head_tiles_for(1, 4096, 256, 256, "cpu") == 300
+
+
 def test_tiles_follow_the_budget():
     model = _model(MemoryConfig(tile_megabytes=1), feed_forward_size=1024)
     branch = model.reformer.encoder.layers[0].feed_forward
