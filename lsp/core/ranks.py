@@ -22,6 +22,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def on_one_machine() -> bool:
+    """Whether all processes are known to be on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == world_size()
+
+
 def is_main() -> bool:
     """Whether this process speaks to the user and writes the shared files."""
     return rank() == 0

@@ -132,9 +132,11 @@ def _init_process_group(device: torch.device, parallelism: ParallelismConfig, wo
     if world == 1:
         options = {"store": HashStore(), "rank": 0, "world_size": 1}
     try:
-        if world > 1:
+        if ranks.on_one_machine() and world > 1:
             # torchrun's own store outlives workers that it restarts: without a name for the
-            # attempt, those would wait at the addresses of the dead.
+            # attempt, those would wait at the addresses of the dead. Between machines the
+            # attempts are counted differently, as a machine that comes back begins at 0;
+            # `launch/env.sh` has torchrun make a new store there.
             store, number, _ = next(rendezvous("env://", timeout=patience))
             store = PrefixStore(f"attempt-{exit_file.attempt()}", store)
             options = {"store": store, "rank": number, "world_size": world}
