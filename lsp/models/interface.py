@@ -53,6 +53,23 @@ class LanguageModel(nn.Module, ABC):
     ) -> torch.Tensor:
         """Scores of the next (causal) or the same (masked) token: (B, L, V)."""
 
+    def recall(self, memory: dict[str, torch.Tensor] | None) -> None:
+        """Sets what the next forward pass remembers of the text before its rows.
+
+        Args:
+            memory: What `remembered` gave after the rows before, or a part of its rows; None for
+                nothing.
+        """
+        assert memory is None, f"{type(self).__name__} has no memory"
+
+    def remembered(self) -> dict[str, torch.Tensor] | None:
+        """What the last forward pass leaves for the rows that follow; None without a memory.
+
+        Each tensor has the rows as its first dimension and is apart from any graph, so lanes of
+        the batch can be cut out, kept, saved and given to other processes.
+        """
+        return None
+
     def new_cache(self) -> Any:
         """An empty memory for `step`: what the model remembers of one batch of texts."""
         return []
@@ -162,6 +179,7 @@ class Architecture:
             length, objective) and refuses what cannot work, naming the lengths that would.
         residuals: Values of `memory.residual` that it can be trained with, the leanest first.
         segments: Whether attention honours `segment_ids`.
+        remembers: Whether it carries a memory from row to row, so that rows are read in order.
     """
 
     name: str
@@ -173,3 +191,4 @@ class Architecture:
     check_shares: Callable[[Any, int, int], None]
     residuals: tuple[str, ...]
     segments: bool = True
+    remembers: bool = False
