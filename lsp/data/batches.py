@@ -113,17 +113,13 @@ class TrainingBatches:
         self.share = share
         self.order = SampleOrder(len(maker.rows), maker.seed)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
-        self._ahead: tuple[int, Future[list[Batch]]] | None = None
+        self._made: dict[int, Future[list[Batch]]] = {}
 
     def fetch(self, cursor: int) -> list[Batch]:
         """Micro-batches of the step that begins at global sample `cursor`."""
-        if self._ahead is not None and self._ahead[0] == cursor:
-            batches = self._ahead[1].result()
-        else:
-            batches = self._make(cursor)
-        following = cursor + self.share.rows_per_step
-        self._ahead = (following, self._pool.submit(self._make, following))
-        return batches
+        wanted = (cursor, cursor + self.share.rows_per_step)
+        self._made = {c: self._made.get(c) or self._pool.submit(self._make, c) for c in wanted}
+        return self._made[cursor].result()
 
     def _make(self, cursor: int) -> list[Batch]:
         share = self.share

@@ -66,7 +66,8 @@ def test_masks_change_from_epoch_to_epoch():
 def test_next_step_is_ready_before_it_is_asked_for():
     batches = TrainingBatches(maker(), Share(0, 1, ROWS_PER_STEP, 4))
     first = batches.fetch(0)
-    cursor, future = batches._ahead
+    assert batches.fetch(0) is first  # asked for again, it is not made again
+    cursor, future = list(batches._made.items())[-1]
     assert cursor == ROWS_PER_STEP
     assert batches.fetch(cursor) is future.result()
     # A cursor that was not foreseen is made at once.
