@@ -130,7 +130,7 @@ def build_trainer(
         config.memory.settled(registry.get(registry.name_of(config.architecture)).residuals),
         config.parallelism,
         config.precision,
-        type(config.optimizer).__name__.removesuffix("Config"),
+        _optimizer_name(config),
         share,
         config.sequence_length,
         place,
@@ -286,6 +286,11 @@ def _validate_once(config: RunConfig) -> None:
         raise
 
 
+def _optimizer_name(config: RunConfig) -> str:
+    """As `lsp.parallel.memory` knows it: `AdamW`, `Adafactor` or `Muon`."""
+    return type(config.optimizer).__name__.removesuffix("Config")
+
+
 def _decide_strategy(
     config: RunConfig, model: LanguageModel, share: Share, place: Runtime
 ) -> str | None:
@@ -295,7 +300,7 @@ def _decide_strategy(
     choice = resolve(
         config.parallelism,
         config.precision,
-        type(config.optimizer).__name__.removesuffix("Config"),
+        _optimizer_name(config),
         model,
         place,
         rows=share.micro_batch,
