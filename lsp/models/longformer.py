@@ -8,6 +8,7 @@ Letters of shapes are in `lsp/core/batch.py`.
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import cast
 
 import torch
@@ -19,6 +20,7 @@ from lsp.core.errors import require
 from lsp.models.interface import LanguageModel
 from lsp.models.layers.dropout import derive_seed, seeded_dropout
 from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
+from lsp.models.layers.fresh import normal_weights
 from lsp.models.layers.losses import LanguageModelHead, tiled_loss
 from lsp.models.layers.sequential import run_blocks
 from lsp.models.layers.tied import TiedEmbedding, WaitingGradient
@@ -151,7 +153,7 @@ class Longformer(LanguageModel):
         self.longformer = LongformerModel(config, self.memory)
         self.lm_head = LongformerHead(config)
         self._seed: int | None = None
-        self.apply(self._initialise)
+        self.apply(partial(normal_weights, std=config.initializer_range))
         if config.pad_token_id is not None:
             with torch.no_grad():
                 self.longformer.embeddings.word_embeddings.weight[config.pad_token_id] = 0
@@ -163,13 +165,6 @@ class Longformer(LanguageModel):
         for layer in self.longformer.layers():
             for parameter in layer.attention.self.global_parameters():
                 parameter.requires_grad = config.global_tokens > 0
-
-    def _initialise(self, module: nn.Module) -> None:
-        """Fresh weights, as published; norms keep torch's ones and zeros."""
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=self.config.initializer_range)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
 
     def begin_micro_batch(self, seed: int, first_row: int = 0) -> None:
         """Sets the seed of the dropout masks of the next forward pass in training mode.

@@ -19,6 +19,7 @@ from lsp.core.errors import require
 from lsp.models.interface import LanguageModel
 from lsp.models.layers.dropout import derive_seed, seeded_dropout
 from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
+from lsp.models.layers.fresh import normal_weights
 from lsp.models.layers.losses import LanguageModelHead, tiled_loss
 from lsp.models.layers.lsh import bucket_dtype
 from lsp.models.layers.positions import AxialPositions, AxialTables, LearnedPositions
@@ -227,11 +228,8 @@ class Reformer(LanguageModel):
 
     def _initialise(self, module: nn.Module) -> None:
         """Fresh weights, as published; norms keep torch's ones and zeros."""
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=self.config.initializer_range)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, AxialTables):
+        normal_weights(module, self.config.initializer_range)
+        if isinstance(module, AxialTables):
             for table in module.parameters():
                 nn.init.normal_(table, std=self.config.axial_norm_std)
 
