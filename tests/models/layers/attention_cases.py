@@ -1,9 +1,12 @@
 """Rows, masks and block sizes that the attention tests share."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from lsp.models.layers import local, lsh_kernel, sliding_window
+from lsp.models.layers.chunks import documents
 
 SEGMENTS = {
     "none": None,
@@ -54,3 +57,22 @@ def with_gradients(out: torch.Tensor, inputs: list) -> list:
     torch.manual_seed(1)
     weights = torch.randn(out.shape, dtype=torch.float64).to(out.dtype)
     return [out.detach(), *torch.autograd.grad(out, inputs, weights)]
+
+
+def assert_documents_stay_apart(
+    attend: Callable[..., torch.Tensor], count: int, ids: torch.Tensor, document: int
+) -> None:
+    """Whatever happens in a document, the others are bit for bit the same, gradients too.
+
+    `attend` takes `count` tensors as `vectors` makes them.
+    """
+    target, others = ids == document, documents(ids) != document - 1
+    inputs = vectors(count, dtype=torch.float32)
+    changed = [x.detach().clone() for x in inputs]
+    for x in changed:
+        x.transpose(1, 2)[target] = 50 * torch.randn(int(target.sum()), 4, 6)
+        x.requires_grad_()
+    results = (with_gradients(attend(*given), given) for given in (inputs, changed))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a.transpose(1, 2)[others], b.transpose(1, 2)[others])
+        assert not torch.equal(a.transpose(1, 2)[target], b.transpose(1, 2)[target])

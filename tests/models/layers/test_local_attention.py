@@ -1,6 +1,7 @@
 """Local attention equals its dense twin and the published layer, and documents stay apart."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,6 @@ from transformers import ReformerConfig
 from transformers.models.reformer.modeling_reformer import LocalSelfAttention
 
 from lsp.core.errors import UserError
-from lsp.models.layers.chunks import documents
 from lsp.models.layers.dense import dense_local_attention
 from lsp.models.layers.local import local_attention
 from tests.models.largest_tensor import LargestTensor
@@ -16,6 +16,7 @@ from tests.models.layers.attention_cases import (
     BLOCKS,
     SEGMENTS,
     WINDOWS,
+    assert_documents_stay_apart,
     segments,
     set_blocks,
     vectors,
@@ -121,23 +122,10 @@ def test_indivisible_length_is_refused():
 @pytest.mark.parametrize("name", ["packed", "packed_padded"])
 @pytest.mark.parametrize("document", [1, 2])
 def test_documents_do_not_see_each_other(causal: bool, name: str, document: int):
-    """Whatever happens in a document, the others are bit for bit the same, gradients too."""
     ids = segments(name)
-    target = ids == document
     options = {"chunk_length": 4, "chunks_before": 2, "chunks_after": 1, "segment_ids_BL": ids}
-
-    def run(inputs: list) -> list:
-        return with_gradients(local_attention(*inputs, causal=causal, **options), inputs)
-
-    inputs = vectors(3, dtype=torch.float32)
-    changed = [x.detach().clone() for x in inputs]
-    for x in changed:
-        x.transpose(1, 2)[target] = 50 * torch.randn(int(target.sum()), 4, 6)
-        x.requires_grad_()
-    others = documents(ids) != document - 1
-    for a, b in zip(run(inputs), run(changed), strict=True):
-        assert torch.equal(a.transpose(1, 2)[others], b.transpose(1, 2)[others])
-        assert not torch.equal(a.transpose(1, 2)[target], b.transpose(1, 2)[target])
+    attend = partial(local_attention, causal=causal, **options)
+    assert_documents_stay_apart(attend, 3, ids, document)
 
 
 def test_dropout_is_replayed_unbiased_and_leaves_the_global_generator_alone():

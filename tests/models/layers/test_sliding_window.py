@@ -1,18 +1,20 @@
 """Sliding-window attention equals its dense twin and the published layer; documents stay apart."""
 
+from functools import partial
+
 import pytest
 import torch
 from transformers import LongformerConfig
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
 from lsp.models.layers import sliding_window
-from lsp.models.layers.chunks import documents
 from lsp.models.layers.dense import dense_sliding_window_attention
 from lsp.models.layers.sliding_window import sliding_window_attention
 from tests.models.largest_tensor import LargestTensor
 from tests.models.layers.attention_cases import (
     BLOCKS,
     SEGMENTS,
+    assert_documents_stay_apart,
     segments,
     set_blocks,
     vectors,
@@ -87,23 +89,9 @@ def test_gradcheck(dropout: float):
 @pytest.mark.parametrize("name", ["packed", "packed_padded"])
 @pytest.mark.parametrize("document", [1, 2])
 def test_documents_do_not_see_each_other(name: str, document: int):
-    """Whatever happens in a document, the others are bit for bit the same, gradients too."""
     ids = segments(name)
-    target = ids == document
     options = {"before": 9, "after": 9, "segment_ids_BL": ids, "global_BL": everyone_sees("some")}
-
-    def run(inputs: list) -> list:
-        return with_gradients(sliding_window_attention(*inputs, **options), inputs)
-
-    inputs = vectors(3, dtype=torch.float32)
-    changed = [x.detach().clone() for x in inputs]
-    for x in changed:
-        x.transpose(1, 2)[target] = 50 * torch.randn(int(target.sum()), 4, 6)
-        x.requires_grad_()
-    others = documents(ids) != document - 1
-    for a, b in zip(run(inputs), run(changed), strict=True):
-        assert torch.equal(a.transpose(1, 2)[others], b.transpose(1, 2)[others])
-        assert not torch.equal(a.transpose(1, 2)[target], b.transpose(1, 2)[target])
+    assert_documents_stay_apart(partial(sliding_window_attention, **options), 3, ids, document)
 
 
 @pytest.mark.parametrize("window", [4, 16, 32])
