@@ -1,14 +1,11 @@
 """The estimate of a pass's memory against torch's own record of its allocations."""
 
 import pytest
-import torch
 
 from lsp.models.memory import RESIDUALS, MemoryConfig
 from lsp.models.reformer import Reformer
 from lsp.models.reformer_config import ReformerConfig
-from tests.models.test_reformer_memory import _allocated
-
-TOLERANCE = 0.1
+from tests.models.allocated import assert_estimate_is_close
 
 
 def _model(residual: str, length: int, memory: dict, changes: dict) -> Reformer:
@@ -45,19 +42,7 @@ def test_the_estimate_is_close(tmp_path, residual, case):
     rows, length = changes.pop("rows", 1), changes.pop("length", 2048)
     half, memory = changes.pop("half", False), changes.pop("memory", {})
     model = _model(residual, length, memory, changes)
-    ids = torch.randint(0, 320, (rows, length))
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-
-    def step() -> None:
-        model.begin_micro_batch(1)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-            loss, count = model(ids, ids)
-        (loss / count).backward()
-
-    measured = _allocated(step, tmp_path / "trace")
-    parts = model.activation_bytes(rows, length, half=half)
-    assert sum(parts.values()) == pytest.approx(measured, rel=TOLERANCE), parts
+    assert_estimate_is_close(model, rows, length, tmp_path / "trace", half=half)
 
 
 def test_what_if_leaves_the_model_as_it_is():

@@ -1,6 +1,5 @@
 """Peak memory of a training step: the claims of the README, and cheap versions of them."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from benchmarks import reformer_memory
 from lsp.models.memory import MemoryConfig
 from lsp.models.reformer import Reformer
 from lsp.models.reformer_config import ReformerConfig
+from tests.models.allocated import allocated, training_step
 
 LENGTH = 2048
 
@@ -30,36 +30,12 @@ def _config(layers: int, **changes) -> dict:
     }
 
 
-def _allocated(step, trace: Path) -> int:
-    """Bytes of tensors at the peak of a step, from torch's own record of its allocations."""
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        step()
-    profile.export_chrome_trace(str(trace))
-    events = [e for e in json.loads(trace.read_text())["traceEvents"] if e["name"] == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda e: e["ts"]):
-        live += event["args"]["Bytes"]
-        peak = max(peak, live)
-    return peak
-
-
 def _activations(
     config: dict, trace: Path, residual: str = "reversible", length: int = LENGTH
 ) -> int:
     memory = MemoryConfig(residual, tile_megabytes=0.1, attention_groups=4)
     model = Reformer(ReformerConfig(**config), memory)
-    ids = torch.randint(0, 320, (1, length))
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-
-    def step() -> None:
-        model.begin_micro_batch(1)
-        loss, count = model(ids, ids)
-        (loss / count).backward()
-
-    return _allocated(step, trace)
+    return allocated(training_step(model, 1, length), trace)
 
 
 def test_ten_more_layers_add_next_to_nothing(tmp_path: Path):
@@ -89,7 +65,7 @@ def test_an_eighth_of_transformers(tmp_path: Path):
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten()).backward()
 
     ours = _activations(config, tmp_path / "ours", length=length)
-    assert ours < _allocated(step, tmp_path / "theirs") / 8
+    assert ours < allocated(step, tmp_path / "theirs") / 8
 
 
 @pytest.mark.slow
