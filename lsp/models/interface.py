@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from lsp.core.batch import IGNORE_INDEX
 from lsp.core.errors import require
 from lsp.models.layers.exchange import Exchange
 from lsp.models.memory import MemoryConfig
+
+SCORES_AT_ONCE = 2**26
+"""Numbers: the scores of a whole row, (L, V), may not fit."""
 
 
 class LanguageModel(nn.Module, ABC):
@@ -52,6 +57,43 @@ class LanguageModel(nn.Module, ABC):
         position_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Scores of the next (causal) or the same (masked) token: (B, L, V)."""
+
+    @torch.no_grad()
+    def token_losses(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor,
+        segment_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `forward` adds up, token by token, for measurements.
+
+        This one asks the model for `hidden_states`, and its `lm_head` for the scores of few of
+        them at a time, which may be logits or log probabilities.
+
+        Args:
+            input_ids: As in `forward`, like the other three.
+            labels: (B, L).
+            segment_ids: (B, L).
+            position_ids: (B, L).
+
+        Returns:
+            Of the T predicted positions in their order in the batch: (T,) cross-entropy in nats,
+            fp32; (T,) whether no other token had a higher score.
+        """
+        model: Any = self
+        predicted_BL = labels != IGNORE_INDEX
+        hidden_TX = model.hidden_states(input_ids, segment_ids, position_ids)[predicted_BL]
+        labels_T = labels[predicted_BL]
+        losses_T = labels_T.new_zeros(labels_T.shape, dtype=torch.float32)
+        hits_T = torch.zeros_like(labels_T, dtype=torch.bool)
+        size = max(1, SCORES_AT_ONCE // int(self.config.vocab_size))
+        for start in range(0, len(labels_T), size):
+            part = slice(start, start + size)
+            scores_KV = model.lm_head(hidden_TX[None, part])[0].float()
+            losses_T[part] = F.cross_entropy(scores_KV, labels_T[part], reduction="none")
+            hits_T[part] = scores_KV.argmax(-1) == labels_T[part]
+        return losses_T, hits_T
 
     def recall(self, memory: dict[str, torch.Tensor] | None) -> None:
         """Sets what the next forward pass remembers of the text before its rows.
