@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, TypedDict
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Changes whenever the same configuration would give other rows or another layout on disk."""
 
 FILE_NAME = "manifest.json"

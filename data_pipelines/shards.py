@@ -4,12 +4,16 @@ A row holds `input_ids`, always `sequence_length` of them in the smallest unsign
 holds the vocabulary, and `starts` and `lengths` of its documents; from these two short lists the
 `segment_ids` follow. Every file but the last has the same number of rows, and every record batch
 in it, so a row is found by two divisions.
+
+Beside the rows, `offsets.bin` says of each where in its document the first token stands: 0 where
+the document begins there, more where it goes on from an earlier row.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH_BYTES = 2**20
+OFFSETS = "offsets.bin"
+_OFFSET = np.dtype("<i8")
 _OPEN_FILES = 256
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -82,6 +88,7 @@ def write_split(
     folder.mkdir(parents=True, exist_ok=True)
     packed = Packed(0, np.zeros(len(order), np.int64), np.zeros(len(order), np.int64))
     files: list[FileManifest] = []
+    offsets = array("q")
     schema = _schema(layout)
     # Also an empty split gets one file: what is there can be opened.
     while (plan := list(itertools.islice(rows, layout.rows_per_file))) or not files:
@@ -91,12 +98,14 @@ def write_split(
         path = folder / f"data-{len(files):05d}.arrow"
         if not path.exists():
             _write_file(path, plan, corpus, order, layout, schema)
+        offsets.extend(row[0].start for row in plan)
         packed.rows += len(plan)
         size = path.stat().st_size
         files.append(
             {"name": path.name, "rows": len(plan), "bytes": size, "blake2b": checksum(path)}
         )
         report(len(plan))
+    np.asarray(offsets, _OFFSET).tofile(folder / OFFSETS)
     _write_dataset_files(folder, files, schema)
     return packed, files
 
@@ -183,13 +192,14 @@ class PackedSplit:
         self._rows_per_batch = manifest["rows_per_batch"]
         self._names = [file["name"] for file in manifest["splits"][name]["files"]]
         self._open: dict[int, list[pa.RecordBatch]] = {}
+        self._offsets: Array | None = None
         self.sequence_length = manifest["sequence_length"]
 
     def __len__(self) -> int:
         return self._rows
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}
+        return {**self.__dict__, "_open": {}, "_offsets": None}
 
     def row(self, index: int) -> tuple[Array, Array]:
         """One row.
@@ -206,6 +216,14 @@ class PackedSplit:
         for number, (start, size) in enumerate(zip(starts, lengths, strict=True), start=1):
             segments[start : start + size] = number
         return ids[within * length : (within + 1) * length], segments
+
+    def offset(self, index: int) -> int:
+        """Position of the row's first token in its document: 0 where the document begins."""
+        if not 0 <= index < self._rows:
+            raise IndexError(f"row {index} of {self._rows}")
+        if self._offsets is None:
+            self._offsets = np.memmap(self._folder / OFFSETS, _OFFSET, "r")
+        return int(self._offsets[index])
 
     def documents(self, index: int) -> tuple[Array, Array]:
         """Starts and lengths (documents,) of the documents in a row; its tokens are not read."""
@@ -239,4 +257,7 @@ def damaged_file(folder: Path, manifest: Manifest) -> str | None:
             path = folder / name / file["name"]
             if not path.exists() or path.stat().st_size != file["bytes"]:
                 return f"{name}/{file['name']}"
+        offsets = folder / name / OFFSETS
+        if not offsets.exists() or offsets.stat().st_size != split["rows"] * _OFFSET.itemsize:
+            return f"{name}/{OFFSETS}"
     return None

@@ -113,6 +113,31 @@ def test_without_eos_and_without_shuffling_the_stream_is_the_corpus(
     assert stream.astype(np.uint8).tobytes() == expected
 
 
+@pytest.mark.parametrize("align", [False, True], ids=["anywhere", "aligned"])
+def test_each_row_tells_where_in_its_document_it_begins(
+    prepare_text: Prepare, corpus: Path, align: bool
+) -> None:
+    """Also without eos, where no token tells that a document has ended."""
+    packing = PackingConfig("concatenate", align_documents=align, append_eos=False)
+    prepared = prepare_text(paths=[str(corpus)], packing=packing, length_multiple=16)
+    documents = {path.read_bytes() for path in corpus.iterdir()}
+    found = set()
+    for name in ("train", "validation"):
+        split = pickle.loads(pickle.dumps(prepared.split(name)))
+        text = b""
+        for index in range(len(split)):
+            ids, segments = split.row(index)
+            assert split.offset(index) == len(text)
+            for number in range(1, segments.max() + 1):
+                text += (ids[segments == number] - 4).astype(np.uint8).tobytes()
+                if text in documents:
+                    found.add(text)
+                    text = b""
+        with pytest.raises(IndexError):
+            split.offset(len(split))
+    assert found == documents
+
+
 @pytest.mark.parametrize(
     "tokenizer",
     [
@@ -342,6 +367,10 @@ def test_open_refuses_what_is_damaged(prepare_text: Prepare, corpus: Path) -> No
     with open(prepared.path / "train" / "data-00000.arrow", "r+b") as file:
         file.truncate(100)
     with pytest.raises(DataError, match=r"train/data-00000.arrow is missing or damaged"):
+        open_prepared(prepared.path)
+    prepared = prepare_text(paths=[str(corpus)], seed=1)
+    (prepared.path / "validation" / "offsets.bin").unlink()
+    with pytest.raises(DataError, match=r"validation/offsets.bin is missing or damaged"):
         open_prepared(prepared.path)
     manifest = json.loads((prepared.path / "manifest.json").read_text())
     (prepared.path / "manifest.json").write_text(json.dumps({**manifest, "format_version": 0}))
