@@ -21,7 +21,7 @@ from lsp.models.layers.linear import HeadLinear
 from lsp.models.layers.local import local_attention
 from lsp.models.layers.lsh import hash_buckets, lsh_attention
 from lsp.models.layers.reversible import Branch
-from lsp.models.layers.tiling import tile_spans
+from lsp.models.layers.tiling import head_spans, tile_spans
 from lsp.models.memory import MemoryConfig
 from lsp.models.reformer_config import ReformerConfig
 
@@ -230,21 +230,17 @@ class Attention(Branch):
 
     def groups(self, x_BLD: torch.Tensor) -> list[slice]:
         """Groups of heads: a tensor of one group is within budget, or a quarter of a stream."""
-        heads, groups = self.config.num_attention_heads, self.memory.attention_groups
-        if groups == 0:
-            stream = x_BLD.numel() * x_BLD.element_size()
-            one_head = stream * self.config.attention_head_size / x_BLD.shape[2]
-            allowed = max(self.memory.tile_bytes(x_BLD.device.type), stream / 4)
-            groups = -(-heads // max(1, int(allowed / one_head)))
-        step = self.self_attention.heads_at_once(x_BLD.shape[1])
-        spans = tile_spans(heads // step, groups)
-        return [slice(span.start * step, span.stop * step) for span in spans]
+        config, step = self.config, self.self_attention.heads_at_once(x_BLD.shape[1])
+        heads, size = config.num_attention_heads, config.attention_head_size
+        return head_spans(x_BLD, heads, size, self.memory, multiple=step)
 
     def tiles(self, x_BLD: torch.Tensor) -> list[slice]:
         stream = x_BLD.numel() * x_BLD.element_size()
         return tile_spans(x_BLD.shape[1], self.memory.tiles_for(stream, x_BLD.device.type))
 
-    def before(self, x_BKD: torch.Tensor, memo: Memo, heads: slice) -> tuple[torch.Tensor, ...]:
+    def before(
+        self, x_BKD: torch.Tensor, memo: Memo, heads: slice, tile: slice
+    ) -> tuple[torch.Tensor, ...]:
         return self.self_attention.projections(self.layer_norm(x_BKD), heads)
 
     def across(self, qkv: Sequence[torch.Tensor], memo: Memo, heads: slice) -> torch.Tensor:

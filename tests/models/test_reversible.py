@@ -47,7 +47,9 @@ class Mixing(Branch):
     def tiles(self, x: torch.Tensor) -> list[slice]:
         return tile_spans(x.shape[1], self.parts)
 
-    def before(self, x: torch.Tensor, memo: int, group: slice) -> tuple[torch.Tensor, ...]:
+    def before(
+        self, x: torch.Tensor, memo: int, group: slice, tile: slice
+    ) -> tuple[torch.Tensor, ...]:
         normed = self.norm(x)
         return self.a(normed)[..., group], self.b(normed)[..., group]
 

@@ -8,13 +8,13 @@ from torch import nn
 
 
 class HeadLinear(nn.Linear):
-    """A projection without bias, to or from the concatenated heads.
+    """A projection to or from the concatenated heads, for some of them at a time.
 
     The slice is taken inside `forward`, where a sharded weight is gathered.
     """
 
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
+    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
+        super().__init__(in_features, out_features, bias=bias)
 
     def forward(  # type: ignore[override]
         self,
@@ -23,10 +23,13 @@ class HeadLinear(nn.Linear):
         rows: slice | None = None,
         columns: slice | None = None,
     ) -> torch.Tensor:
-        """Computes some of the outputs (`rows`), or the share of some inputs (`columns`)."""
-        weight = self.weight
+        """Computes some of the outputs (`rows`), or the share of some inputs (`columns`).
+
+        The shares of all inputs add up to the whole: the bias is in that of the first.
+        """
+        weight, bias = self.weight, self.bias
         if rows is not None:
-            weight = weight[rows]
+            weight, bias = weight[rows], None if bias is None else bias[rows]
         if columns is not None:
-            weight = weight[:, columns]
-        return F.linear(x, weight)
+            weight, bias = weight[:, columns], None if columns.start else bias
+        return F.linear(x, weight, bias)

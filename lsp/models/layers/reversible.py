@@ -50,7 +50,9 @@ class Branch(nn.Module, ABC):
     def tiles(self, x_BLD: torch.Tensor) -> list[slice]:
         """Runs of positions that cover the sequence."""
 
-    def before(self, x_BKD: torch.Tensor, memo: Any, group: Any) -> tuple[torch.Tensor, ...]:
+    def before(
+        self, x_BKD: torch.Tensor, memo: Any, group: Any, tile: slice
+    ) -> tuple[torch.Tensor, ...]:
         """From a tile of the input to what is mixed: (B, K, ...) each."""
         raise NotImplementedError
 
@@ -135,7 +137,7 @@ def _stored(
         for group in branch.groups(read):
             x = read
             if branch.mixes:
-                parts = [branch("before", read[:, tile], memo, group) for tile in tiles]
+                parts = [branch("before", read[:, tile], memo, group, tile) for tile in tiles]
                 mixed = [torch.cat(part, dim=1) for part in zip(*parts, strict=True)]
                 x = branch("across", mixed, memo, group)
             added = [branch("after", x[:, tile], memo, group, tile) for tile in tiles]
@@ -210,7 +212,7 @@ def add_branch(branch: Branch, memo: Any, read: torch.Tensor, write: torch.Tenso
         if branch.mixes:
             mixed = Joined(read.shape[1])
             for tile in tiles:
-                mixed.put(tile, branch("before", read[:, tile], memo, group))
+                mixed.put(tile, branch("before", read[:, tile], memo, group, tile))
             x = branch("across", mixed.parts, memo, group)
             del mixed
         for tile in tiles:
@@ -261,7 +263,7 @@ class _Differentiation:
         for tile in self._tiles:
             leaf = self._leaf(self.read, tile)
             with torch.enable_grad(), self.autocast():
-                values = self.branch("before", leaf, self.memo, group)
+                values = self.branch("before", leaf, self.memo, group, tile)
             mixed.put(tile, values)
             leaves.append(leaf)
             edges.append([graph_edge(value) for value in values])

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from lsp.models.layers.dropout import derive_seed
+from lsp.models.memory import MemoryConfig
 
 
 def tile_spans(length: int, tiles: int) -> list[slice]:
@@ -24,6 +25,29 @@ def tile_spans(length: int, tiles: int) -> list[slice]:
     tiles = max(1, min(tiles, length))
     edges = [length * i // tiles for i in range(tiles + 1)]
     return [slice(start, stop) for start, stop in pairwise(edges)]
+
+
+def head_spans(
+    x_BLD: torch.Tensor, heads: int, size: int, memory: MemoryConfig, *, multiple: int
+) -> list[slice]:
+    """Cuts the heads of an attention into groups that are evaluated one after the other.
+
+    Args:
+        x_BLD: (B, L, D) what attention reads: a tensor of one group is within the budget of a
+            tile, or a quarter of this.
+        heads: How many there are.
+        size: Width of a head.
+        memory: How many groups there are, or how much a tile may take.
+        multiple: What each group's number of heads has to be a multiple of.
+    """
+    groups = memory.attention_groups
+    if groups == 0:
+        stream = x_BLD.numel() * x_BLD.element_size()
+        one_head = stream * size / x_BLD.shape[2]
+        allowed = max(memory.tile_bytes(x_BLD.device.type), stream / 4)
+        groups = -(-heads // max(1, int(allowed / one_head)))
+    spans = tile_spans(heads // multiple, groups)
+    return [slice(span.start * multiple, span.stop * multiple) for span in spans]
 
 
 class Autocast:
