@@ -119,7 +119,12 @@ def _longformer_published(config: Any, form: PublishedForm) -> dict[str, Any]:
             f"architecture.attention_dilation={config.attention_dilation}: the published "
             "Longformer has no gaps, so nothing but lsp could read the export"
         )
-    for key in ("attention_dilation", "global_tokens", "is_decoder"):
+    if config.reversible:
+        raise UserError(
+            "architecture.residual=reversible: the published Longformer has one stream, so nothing "
+            "but lsp could read the export"
+        )
+    for key in ("attention_dilation", "global_tokens", "is_decoder", "residual"):
         del values[key]
     values["attention_window"] = config.windows
     return values | {"architectures": [form.model_class], "dtype": "float32"}

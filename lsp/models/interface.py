@@ -219,7 +219,8 @@ class Architecture:
         length_multiple: Given a config, the number every sequence length must be a multiple of.
         resolve: Completes a config from what the run knows (vocabulary, special ids, sequence
             length, objective) and refuses what cannot work, naming the lengths that would.
-        residuals: Values of `memory.residual` that it can be trained with, the leanest first.
+        residuals: Given a config, the values of `memory.residual` that it can be trained with, the
+            leanest first.
         segments: Whether attention honours `segment_ids`.
         remembers: Whether it carries a memory from row to row, so that rows are read in order.
     """
@@ -231,6 +232,6 @@ class Architecture:
     length_multiple: Callable[[Any], int]
     resolve: Callable[..., Any]
     check_shares: Callable[[Any, int, int], None]
-    residuals: tuple[str, ...]
+    residuals: Callable[[Any], tuple[str, ...]]
     segments: bool = True
     remembers: bool = False

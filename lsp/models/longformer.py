@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +22,13 @@ from lsp.models.layers.dropout import derive_seed, seeded_dropout
 from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
 from lsp.models.layers.fresh import normal_weights
 from lsp.models.layers.losses import LanguageModelHead, tiled_loss
+from lsp.models.layers.reversible import Drift, run_stack
 from lsp.models.layers.sequential import run_blocks
 from lsp.models.layers.tied import TiedEmbedding, WaitingGradient
-from lsp.models.longformer_config import RESIDUALS, LongformerConfig
-from lsp.models.longformer_layers import LongformerLayer, Memo
+from lsp.models.longformer_config import LongformerConfig, residuals
+from lsp.models.longformer_layers import LongformerLayer, Memo, WindowAttention
 from lsp.models.longformer_memory import Pass
+from lsp.models.longformer_reversible import ReversibleLayer
 from lsp.models.memory import MemoryConfig
 
 
@@ -62,13 +64,40 @@ class LongformerEmbeddings(nn.Module):
 
 
 class LongformerEncoder(nn.Module):
-    """The layers."""
+    """The layers, and where they have two streams, the norm of what both came to."""
 
     def __init__(self, config: LongformerConfig, memory: MemoryConfig) -> None:
         super().__init__()
+        self.config, self.memory = config, memory
+        self.drift = Drift()
+        layer = ReversibleLayer if config.reversible else LongformerLayer
         self.layer = nn.ModuleList(
-            LongformerLayer(config, number, memory) for number in range(config.num_hidden_layers)
+            layer(config, n, memory) for n in range(config.num_hidden_layers)
         )
+        if config.reversible:
+            self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def blocks(self) -> list[Any]:
+        """What the stream, or two of them, go through: an attention and a feed-forward in turns."""
+        if self.config.reversible:
+            return [block for layer in self.layer for block in layer.children()]
+        return [block for layer in self.layer for block in (layer.attention, layer)]
+
+    def forward(self, x_BLD: torch.Tensor, memos: list[Memo]) -> tuple[torch.Tensor, ...]:
+        """The stream, or both of them, after the last layer: (B, L, D) each."""
+        blocks, residual = self.blocks(), self.memory.residual
+        if self.config.reversible:
+            drift = self.drift if self.memory.measure_drift else None
+            return run_stack(x_BLD, blocks, memos, residual=residual, drift=drift)
+        return (run_blocks(x_BLD, blocks, memos, recompute=residual != "stored"),)
+
+    def join(self, *streams_BKD: torch.Tensor) -> torch.Tensor:
+        """Hidden states of some positions: (B, K, D)."""
+        if not self.config.reversible:
+            return streams_BKD[0]
+        first, second = streams_BKD
+        hidden_BKD: torch.Tensor = self.LayerNorm((first + second) / 2)
+        return hidden_BKD
 
 
 class LongformerModel(nn.Module):
@@ -81,9 +110,9 @@ class LongformerModel(nn.Module):
         self.embeddings = LongformerEmbeddings(config)
         self.encoder = LongformerEncoder(config, memory)
 
-    def layers(self) -> list[LongformerLayer]:
+    def attentions(self) -> list[WindowAttention]:
         """First to last."""
-        return cast(list[LongformerLayer], list(self.encoder.layer))
+        return cast(list[WindowAttention], self.encoder.blocks()[::2])
 
     def forward(
         self,
@@ -93,8 +122,8 @@ class LongformerModel(nn.Module):
         global_BL: torch.Tensor | None,
         token_type_ids_BL: torch.Tensor | None,
         seed: int | None,
-    ) -> torch.Tensor:
-        """The stream after the last layer: (B, L, D)."""
+    ) -> tuple[torch.Tensor, ...]:
+        """The streams after the last layer, one or two, which `encoder.join` makes one."""
         exchange = self.exchange
         first = exchange.first(input_ids_BL.shape[1])
         if segment_ids_BL is None and exchange.degree > 1:
@@ -111,9 +140,10 @@ class LongformerModel(nn.Module):
             segment_ids_BL = exchange.whole(segment_ids_BL)
         if global_BL is not None:
             global_BL = exchange.whole(global_BL.long()) != 0
-        blocks = [block for layer in self.layers() for block in (layer.attention, layer)]
-        memos = [Memo(segment_ids_BL, global_BL, seed_of(n), first) for n in range(len(blocks))]
-        return run_blocks(x_BLD, blocks, memos, recompute=self.memory.residual != "stored")
+        count = 2 * self.config.num_hidden_layers
+        memos = [Memo(segment_ids_BL, global_BL, seed_of(n), first) for n in range(count)]
+        streams: tuple[torch.Tensor, ...] = self.encoder(x_BLD, memos)
+        return streams
 
 
 class LongformerHead(nn.Module):
@@ -149,7 +179,7 @@ class Longformer(LanguageModel):
         super().__init__()
         config.validate()
         self.config = config
-        self.memory = (memory or MemoryConfig()).settled(RESIDUALS)
+        self.memory = (memory or MemoryConfig()).settled(residuals(config))
         self.longformer = LongformerModel(config, self.memory)
         self.lm_head = LongformerHead(config)
         self._seed: int | None = None
@@ -162,8 +192,8 @@ class Longformer(LanguageModel):
             decoder.weight = embedding.weight
             embedding.waiting = decoder.waiting = WaitingGradient()
         # Without global tokens nothing reads these projections, and no gradient would come.
-        for layer in self.longformer.layers():
-            for parameter in layer.attention.self.global_parameters():
+        for attention in self.longformer.attentions():
+            for parameter in attention.self.global_parameters():
                 parameter.requires_grad = config.global_tokens > 0
 
     def begin_micro_batch(self, seed: int, first_row: int = 0) -> None:
@@ -175,8 +205,15 @@ class Longformer(LanguageModel):
 
     def share_rows(self, exchange: Exchange) -> None:
         self.longformer.exchange = exchange
-        for layer in self.longformer.layers():
-            layer.attention.exchange = exchange
+        for attention in self.longformer.attentions():
+            attention.exchange = exchange
+
+    def measure_drift(self, enabled: bool) -> None:
+        self.memory.measure_drift = enabled
+
+    def reversible_drift(self) -> float | None:
+        error = self.longformer.encoder.drift.error
+        return None if error is None else float(error)
 
     def _take_seed(self) -> int | None:
         if not self.training:
@@ -207,16 +244,19 @@ class Longformer(LanguageModel):
             UserError: The length does not fit the dilations or the positions.
         """
         seed = self._take_seed()
-        x_BLD = self._stream(
+        streams = self._streams(
             input_ids, segment_ids, position_ids, global_attention_mask, None, seed
         )
+        encoder, head = self.longformer.encoder, self.lm_head
 
-        def loss_of_tile(x_BKD: torch.Tensor, labels_BK: torch.Tensor, _: int) -> torch.Tensor:
-            return self.lm_head(x_BKD, labels_BK)
+        def loss_of_tile(*tile: Any) -> torch.Tensor:
+            *streams_BKD, labels_BK, _ = tile
+            return head(encoder.join(*streams_BKD), labels_BK)
 
-        tiles = self._head_tiles(x_BLD)
-        learned, waiting = self.lm_head.learned(), self.lm_head.decoder.waiting
-        return tiled_loss(loss_of_tile, [x_BLD], labels, tiles, learned, waiting)
+        norm = encoder.LayerNorm.parameters() if self.config.reversible else ()
+        learned, waiting = [*norm, *head.learned()], head.decoder.waiting
+        tiles = self._head_tiles(streams[0])
+        return tiled_loss(loss_of_tile, streams, labels, tiles, learned, waiting)
 
     def _head_tiles(self, stream_BLD: torch.Tensor) -> int:
         rows, length, width = stream_BLD.shape
@@ -232,7 +272,7 @@ class Longformer(LanguageModel):
         token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Hidden states after the last layer: (B, L, D)."""
-        return self._stream(
+        streams = self._streams(
             input_ids,
             segment_ids,
             position_ids,
@@ -240,6 +280,7 @@ class Longformer(LanguageModel):
             token_type_ids,
             self._take_seed(),
         )
+        return self.longformer.encoder.join(*streams)
 
     def logits(
         self,
@@ -253,7 +294,7 @@ class Longformer(LanguageModel):
             self.hidden_states(input_ids, segment_ids, position_ids, global_attention_mask)
         )
 
-    def _stream(
+    def _streams(
         self,
         input_ids: torch.Tensor,
         segment_ids: torch.Tensor | None,
@@ -261,7 +302,7 @@ class Longformer(LanguageModel):
         global_mask: torch.Tensor | None,
         token_type_ids: torch.Tensor | None,
         seed: int | None,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, ...]:
         config, exchange, here = self.config, self.longformer.exchange, input_ids.shape[1]
         config.check_length(here * exchange.degree)
         if position_ids is None:
@@ -291,9 +332,10 @@ class Longformer(LanguageModel):
     def execution_plan(self, rows: int, length: int) -> dict[str, int]:
         stream_BLD = self._like_stream(rows, length)
         plan = {"the head": self._head_tiles(stream_BLD)}
-        for number, layer in enumerate(self.longformer.layers()):
-            plan[f"attention {number}"] = len(layer.attention.tiles(stream_BLD))
-            plan[f"feed_forward {number}"] = len(layer.tiles(stream_BLD))
+        for number, block in enumerate(self.longformer.encoder.blocks()):
+            name = "feed_forward" if number % 2 else "attention"
+            groups = len(block.groups(stream_BLD)) if self.config.reversible else 1
+            plan[f"{name} {number // 2}"] = groups * len(block.tiles(stream_BLD))
         return plan
 
     def activation_bytes(
@@ -302,21 +344,24 @@ class Longformer(LanguageModel):
         own = dataclasses.replace(self.memory)
         try:
             # The layers share this object, and cut themselves up by it.
-            vars(self.memory).update(vars(memory.settled(RESIDUALS) if memory else own))
+            vars(self.memory).update(
+                vars(memory.settled(residuals(self.config)) if memory else own)
+            )
             return self._pass(rows, length, half).activation_bytes()
         finally:
             vars(self.memory).update(vars(own))
 
     def _pass(self, rows: int, length: int, half: bool) -> Pass:
-        stream_BLD, layer = self._like_stream(rows, length), self.longformer.layers()[0]
+        stream_BLD = self._like_stream(rows, length)
+        attention, feed_forward, *_ = self.longformer.encoder.blocks()
         return Pass(
             self.config,
             dataclasses.replace(self.memory),
             rows,
             length,
             degree=self.longformer.exchange.degree,
-            attention_tiles=len(layer.attention.tiles(stream_BLD)),
-            feed_forward_tiles=len(layer.tiles(stream_BLD)),
+            attention_tiles=len(attention.tiles(stream_BLD)),
+            feed_forward_tiles=len(feed_forward.tiles(stream_BLD)),
             head_tiles=self._head_tiles(stream_BLD),
             device=stream_BLD.device,
             stream=stream_BLD.element_size(),

@@ -19,8 +19,12 @@ from lsp.models.shares import check_degree
 from lsp.models.vocabulary import settle_vocabulary
 
 MODEL_TYPE = "longformer"
-# Its norms come after the sums, so a layer's input cannot be computed back from its output.
-RESIDUALS = ("recomputed", "stored")
+RESIDUALS = {
+    # Its norms come after the sums, so a layer's input cannot be computed back from its output.
+    "sequential": ("recomputed", "stored"),
+    "reversible": ("reversible", "recomputed", "stored"),
+}
+"""What `memory.residual` can be under each `architecture.residual`, the leanest first."""
 # Keys of published files that say nothing about this model: there is one way to compute it.
 IGNORED_KEYS = BOOKKEEPING | {
     "attention_mode", "chunk_size_feed_forward", "gradient_checkpointing", "ignore_attention_mask",
@@ -42,12 +46,17 @@ class LongformerConfig:
         global_tokens: How many tokens at the beginning of each document see all of it and are seen
             by all of it in training.
         is_decoder: Whether a token sees only those before it (section 4).
+        residual: `sequential`, as published, or `reversible`: two streams that attention and
+            feed-forward add to in turns (RevNet, 1707.04585; Reformer, 2001.04451, section 3), each
+            behind a norm. That is another function, with weights of its own, whose layers need no
+            memory in training.
     """
 
     attention_window: Any = 512
     attention_dilation: list[Any] = field(default_factory=list)
     global_tokens: int = 0
     is_decoder: bool = False
+    residual: str = "sequential"
     vocab_size: int = 30522
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -80,12 +89,24 @@ class LongformerConfig:
         require(self.global_tokens >= 0, f"global_tokens={self.global_tokens} has to be 0 or more")
         if self.hidden_act not in activations.NAMES:
             raise unknown_choice("hidden_act", self.hidden_act, activations.NAMES)
+        if self.residual not in RESIDUALS:
+            raise unknown_choice("residual", self.residual, RESIDUALS)
+
+    @property
+    def reversible(self) -> bool:
+        """Whether it has two streams."""
+        return self.residual == "reversible"
 
     @property
     def windows(self) -> list[int]:
         """The window of each layer."""
         given = self.attention_window
         return [given] * self.num_hidden_layers if isinstance(given, int) else list(given)
+
+    @property
+    def head_size(self) -> int:
+        """Width of an attention head."""
+        return self.hidden_size // self.num_attention_heads
 
     @property
     def dilations(self) -> list[list[int]]:
@@ -210,6 +231,11 @@ class LongformerConfig:
         config = cls(**known_values(cls, published, MODEL_TYPE, IGNORED_KEYS))
         config.validate()
         return config
+
+
+def residuals(config: LongformerConfig) -> tuple[str, ...]:
+    """What `memory.residual` can be, the leanest first."""
+    return RESIDUALS[config.residual]
 
 
 def resolve(

@@ -17,6 +17,7 @@ from lsp.models.activations import activation
 from lsp.models.layers.dropout import derive_seed, seeded_dropout
 from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
 from lsp.models.layers.global_attention import global_attention
+from lsp.models.layers.linear import HeadLinear
 from lsp.models.layers.sequential import Block
 from lsp.models.layers.sliding_window import (
     dilated_window_attention,
@@ -55,24 +56,27 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: LongformerConfig) -> None:
         super().__init__()
-        width = config.hidden_size
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        width, self.head_size = config.hidden_size, config.head_size
+        self.query, self.key, self.value = (HeadLinear(width, width, True) for _ in range(3))
         self.query_global, self.key_global, self.value_global = (
-            nn.Linear(width, width) for _ in range(3)
+            HeadLinear(width, width, True) for _ in range(3)
         )
 
     def forward(
-        self, x_BKD: torch.Tensor, global_BK: torch.Tensor | None
+        self, x_BKD: torch.Tensor, global_BK: torch.Tensor | None, heads: slice
     ) -> tuple[torch.Tensor, ...]:
         """(B, K, E) each: queries, keys, values, and keys and values for global tokens if any."""
-        q_BKE, k_BKE, v_BKE = self.query(x_BKD), self.key(x_BKD), self.value(x_BKD)
+        rows = slice(heads.start * self.head_size, heads.stop * self.head_size)
+        local = (self.query, self.key, self.value)
+        q_BKE, k_BKE, v_BKE = (project(x_BKD, rows=rows) for project in local)
         if global_BK is None:
             return q_BKE, k_BKE, v_BKE
         # What a global token would see through its window is not used, nor is that query needed.
         # A tile without any takes part too: every process has to have the same gradients.
         where = global_BK.nonzero(as_tuple=True)
-        q_BKE = q_BKE.index_put(where, self.query_global(x_BKD[where]))
-        return q_BKE, k_BKE, v_BKE, self.key_global(x_BKD), self.value_global(x_BKD)
+        q_BKE = q_BKE.index_put(where, self.query_global(x_BKD[where], rows=rows))
+        for_global = (self.key_global, self.value_global)
+        return q_BKE, k_BKE, v_BKE, *(project(x_BKD, rows=rows) for project in for_global)
 
     def global_parameters(self) -> list[nn.Parameter]:
         """Those that only global tokens use."""
@@ -93,7 +97,7 @@ class Output(nn.Module):
         return self.LayerNorm(seeded_dropout(self.dense(x_BKE), self.dropout, seed) + stream_BKD)
 
 
-class Attention(Block):
+class WindowAttention(nn.Module):
     """Attention around each token, and of global tokens with all of their document.
 
     Attributes:
@@ -108,24 +112,33 @@ class Attention(Block):
         self.gaps = config.dilations[layer]
         self.exchange: Exchange = WHOLE_ROWS
         self.self = SelfAttention(config)
-        self.output = Output(config.hidden_size, config)
+        self.heads = slice(0, config.num_attention_heads)
 
     def tiles(self, x_BLD: torch.Tensor) -> list[slice]:
         stream = x_BLD.numel() * x_BLD.element_size()
         return tile_spans(x_BLD.shape[1], self.memory.tiles_for(stream, x_BLD.device.type))
 
-    def before(self, x_BKD: torch.Tensor, memo: Memo, tile: slice) -> tuple[torch.Tensor, ...]:
+    def project(
+        self, x_BKD: torch.Tensor, memo: Memo, heads: slice, tile: slice
+    ) -> tuple[torch.Tensor, ...]:
+        """What attention of some heads works on, from a tile of the row: (B, K, E) each."""
         global_BK = memo.global_mask
         if global_BK is not None:
             global_BK = global_BK[:, memo.first + tile.start : memo.first + tile.stop]
-        return self.self(x_BKD, global_BK)
+        return self.self(x_BKD, global_BK, heads)
 
-    def across(self, mixed: Sequence[torch.Tensor], memo: Memo) -> torch.Tensor:
-        exchange, near = self.exchange, memo.global_mask is None and max(self.gaps) == 1
-        if exchange.degree > 1 and near and self.config.windows_are_near(mixed[0].shape[1]):
-            return self.attend_near(mixed, memo)
-        heads = exchange.heads(slice(0, self.config.num_attention_heads))
-        return exchange.to_positions(self.attend(exchange.to_heads(mixed), memo, heads))
+    def sees_near(self, length: int, memo: Memo) -> bool:
+        """Whether of other processes' positions the neighbouring chunks suffice."""
+        near = memo.global_mask is None and max(self.gaps) == 1
+        return near and self.exchange.degree > 1 and self.config.windows_are_near(length)
+
+    def mix(self, mixed: Sequence[torch.Tensor], memo: Memo, heads: slice) -> torch.Tensor:
+        """Attention of some heads over whole rows, of which a share is here: (B, L, E)."""
+        if self.sees_near(mixed[0].shape[1], memo):
+            return self.attend_near(mixed, memo, heads)
+        exchange = self.exchange
+        out_BLE = self.attend(exchange.to_heads(mixed), memo, exchange.heads(heads))
+        return exchange.to_positions(out_BLE)
 
     def attend(self, mixed: Sequence[torch.Tensor], memo: Memo, heads: slice) -> torch.Tensor:
         """Attention of some heads over whole rows: (B, L, E)."""
@@ -150,14 +163,14 @@ class Attention(Block):
             )
         return out_BNLH.transpose(1, 2).flatten(2)
 
-    def attend_near(self, mixed: Sequence[torch.Tensor], memo: Memo) -> torch.Tensor:
-        """Attention of all heads over a share of a row, with the keys around it: (B, L, E)."""
+    def attend_near(self, mixed: Sequence[torch.Tensor], memo: Memo, heads: slice) -> torch.Tensor:
+        """Attention of some heads over a share of a row, with the keys around it: (B, L, E)."""
         outer_BOE = self.exchange.outer(mixed[1:], *reach_around(*self.reach))
         out_BNLH = sliding_window_attention(
             *(self.split(x_BLE) for x_BLE in mixed),
             outer_BNOH=[self.split(x_BOE) for x_BOE in outer_BOE],
             first=memo.first,
-            **self.options(memo, memo.seed(3, memo.first)),
+            **self.options(memo, memo.seed(3, memo.first, heads.start)),
         )
         return out_BNLH.transpose(1, 2).flatten(2)
 
@@ -174,8 +187,21 @@ class Attention(Block):
 
     def split(self, x_BLE: torch.Tensor) -> torch.Tensor:
         """Separates the heads: (B, L, E) to (B, N, L, H)."""
-        size = self.config.hidden_size // self.config.num_attention_heads
-        return x_BLE.unflatten(-1, (-1, size)).transpose(1, 2)
+        return x_BLE.unflatten(-1, (-1, self.config.head_size)).transpose(1, 2)
+
+
+class Attention(WindowAttention, Block):
+    """Attention of all heads, the sum with its input, and the norm of that."""
+
+    def __init__(self, config: LongformerConfig, layer: int, memory: MemoryConfig) -> None:
+        super().__init__(config, layer, memory)
+        self.output = Output(config.hidden_size, config)
+
+    def before(self, x_BKD: torch.Tensor, memo: Memo, tile: slice) -> tuple[torch.Tensor, ...]:
+        return self.project(x_BKD, memo, self.heads, tile)
+
+    def across(self, mixed: Sequence[torch.Tensor], memo: Memo) -> torch.Tensor:
+        return self.mix(mixed, memo, self.heads)
 
     def after(
         self, mixed_BKE: torch.Tensor | None, x_BKD: torch.Tensor, memo: Memo, tile: slice
@@ -197,6 +223,18 @@ class Intermediate(nn.Module):
         return self.activation(self.dense(x_BKD))
 
 
+def feed_forward_tiles(
+    x_BLD: torch.Tensor, config: LongformerConfig, memory: MemoryConfig
+) -> list[slice]:
+    """Runs of positions whose intermediate is within the budget of a tile."""
+    tiles = memory.feed_forward_tiles
+    if tiles == 0:
+        width = max(config.intermediate_size, config.hidden_size)
+        wide = x_BLD.shape[0] * x_BLD.shape[1] * width * x_BLD.element_size()
+        tiles = memory.tiles_for(wide, x_BLD.device.type)
+    return tile_spans(x_BLD.shape[1], tiles)
+
+
 class LongformerLayer(Block):
     """A layer; as a block it is its feed-forward, whose parts the published names put here."""
 
@@ -213,12 +251,7 @@ class LongformerLayer(Block):
         return [*self.intermediate.parameters(), *self.output.parameters()]
 
     def tiles(self, x_BLD: torch.Tensor) -> list[slice]:
-        tiles = self.memory.feed_forward_tiles
-        if tiles == 0:
-            width = max(self.config.intermediate_size, self.config.hidden_size)
-            wide = x_BLD.shape[0] * x_BLD.shape[1] * width * x_BLD.element_size()
-            tiles = self.memory.tiles_for(wide, x_BLD.device.type)
-        return tile_spans(x_BLD.shape[1], tiles)
+        return feed_forward_tiles(x_BLD, self.config, self.memory)
 
     def after(
         self, mixed_BKE: torch.Tensor | None, x_BKD: torch.Tensor, memo: Memo, tile: slice

@@ -97,5 +97,6 @@ def check_residual(residual: str, possible: Sequence[str]) -> None:
     require(
         residual in ("auto", *possible),
         f"memory={residual} is not possible with this architecture: use auto or "
-        f"{' or '.join(possible)}",
+        f"{' or '.join(possible)}; a Longformer of two streams, which is another model, has it "
+        "with architecture.residual=reversible",
     )

@@ -19,7 +19,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         length_multiple=lambda config: config.length_multiple,
         resolve=reformer_config.resolve,
         check_shares=ReformerConfig.check_shares,
-        residuals=reformer_config.RESIDUALS,
+        residuals=lambda _: reformer_config.RESIDUALS,
     ),
     "longformer": Architecture(
         name="longformer",
@@ -29,7 +29,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         length_multiple=lambda config: config.length_multiple,
         resolve=longformer_config.resolve,
         check_shares=LongformerConfig.check_shares,
-        residuals=longformer_config.RESIDUALS,
+        residuals=longformer_config.residuals,
     ),
 }
 

@@ -31,7 +31,7 @@ NAMES = (
 
 POSITIONS = "longformer.embeddings.position_embeddings.weight"
 
-_OWN = {"attention_window", "attention_dilation", "global_tokens", "is_decoder"}
+_OWN = {"attention_window", "attention_dilation", "global_tokens", "is_decoder", "residual"}
 _SHARED = {field.name for field in dataclasses.fields(LongformerConfig)} - _OWN
 IGNORED_KEYS = longformer_config.IGNORED_KEYS | {"is_decoder", "add_cross_attention"}
 """Keys of RoBERTa's `config.json` that are checked, or say nothing about the model."""

@@ -125,9 +125,10 @@ def build_trainer(
     state.data_digest = content_digest(prepared.manifest)
     validation_batches = len(parts.validation) if parts.validation is not None else 0
     agree_on_steps(config, share, state, validation_batches)
+    architecture = registry.get(registry.name_of(config.architecture))
     needs = Needs(
         parts.model,
-        config.memory.settled(registry.get(registry.name_of(config.architecture)).residuals),
+        config.memory.settled(architecture.residuals(config.architecture)),
         config.parallelism,
         config.precision,
         _optimizer_name(config),

@@ -36,7 +36,7 @@ def validate_data(config: RunConfig) -> None:
         f"packing={config.packing.strategy} puts several documents into a row, and "
         f"architecture={architecture.name} cannot keep them apart: use packing=one_per_row",
     )
-    check_residual(config.memory.residual, architecture.residuals)
+    check_residual(config.memory.residual, architecture.residuals(config.architecture))
     try:
         # The tokenizer may not exist yet: here the vocabulary is taken to fit.
         architecture.resolve(

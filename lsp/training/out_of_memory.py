@@ -146,7 +146,7 @@ class Needs:
         return sorted({divisors[0], divisors[-1]}) if divisors else []
 
     def _other_memory(self) -> Iterator[tuple[str, MemoryConfig]]:
-        memory, leanest_first = self.memory, self._architecture.residuals
+        memory, leanest_first = self.memory, self._architecture.residuals(self.model.config)
         for residual in leanest_first[: leanest_first.index(memory.residual)]:
             yield f"memory={residual}", replace(memory, residual=residual)
         heads = getattr(self.model.config, "num_attention_heads", 0)
