@@ -15,10 +15,14 @@ from lsp.core.seeding import stream
 from lsp.data import objectives
 from lsp.data.config import ObjectiveConfig
 from lsp.data.objectives import Vocabulary
-from lsp.data.order import SampleOrder
+from lsp.data.order import ContiguousOrder, Order, SampleOrder
 
 OBJECTIVE_STREAM = 2
 EVALUATION_STREAM = 3
+
+LANE_ROWS = 16
+"""Rows that a lane of an evaluation has at least, where there are so many: before the first of
+them there is nothing to remember, which a long lane hardly shows."""
 
 
 class Rows(Protocol):
@@ -28,6 +32,10 @@ class Rows(Protocol):
 
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """(L,) token ids and (L,) document numbers of a row, 0 for padding."""
+        ...
+
+    def offset(self, index: int) -> int:
+        """Position of the row's first token in its document; read in contiguous order alone."""
         ...
 
 
@@ -69,15 +77,32 @@ class Share:
 
 
 class BatchMaker:
-    """Turns rows into a `Batch` under an objective."""
+    """Turns rows into a `Batch` under an objective.
+
+    Args:
+        rows: Of a split.
+        objective: What is predicted.
+        vocabulary: Of the tokenizer.
+        seed: Of the run.
+        contiguous: Whether rows are read in order, by a model that remembers those before. Then
+            the position of a token is that in its document, wherever that began, and the last
+            token of a row predicts the first of the next, where the document goes on (causal).
+    """
 
     def __init__(
-        self, rows: Rows, objective: ObjectiveConfig, vocabulary: Vocabulary, seed: int
+        self,
+        rows: Rows,
+        objective: ObjectiveConfig,
+        vocabulary: Vocabulary,
+        seed: int,
+        *,
+        contiguous: bool = False,
     ) -> None:
         self.rows = rows
         self.config = objective
         self.vocabulary = vocabulary
         self.seed = seed
+        self.contiguous = contiguous
         self._objective = objectives.get(objective.name, vocabulary)
 
     def make(self, rows: Sequence[int], keys: Sequence[tuple[int, ...]]) -> Batch:
@@ -89,16 +114,30 @@ class BatchMaker:
             ids, row_labels = self._objective(
                 ids.astype(np.int64), segment_ids, generator, self.config, self.vocabulary
             )
+            if self.contiguous and self.config.name == "causal":
+                row_labels[-1] = self._token_after(row)
             inputs.append(ids)
             labels.append(row_labels)
             segments.append(segment_ids.astype(np.int64))
         segment_ids_BL = torch.from_numpy(np.stack(segments))
+        position_ids_BL = positions_from_segments(segment_ids_BL)
+        if self.contiguous:
+            offsets_B = torch.tensor([self.rows.offset(row) for row in rows])
+            # Those of the row's first document count from the beginning of the row.
+            first_BL = position_ids_BL == torch.arange(position_ids_BL.shape[1])
+            position_ids_BL += offsets_B[:, None] * first_BL
         return Batch(
             input_ids=torch.from_numpy(np.stack(inputs)),
             labels=torch.from_numpy(np.stack(labels)),
             segment_ids=segment_ids_BL,
-            position_ids=positions_from_segments(segment_ids_BL),
+            position_ids=position_ids_BL,
         )
+
+    def _token_after(self, row: int) -> int:
+        """What follows a row in its last document; `IGNORE_INDEX` where that has ended."""
+        if row + 1 == len(self.rows) or self.rows.offset(row + 1) == 0:
+            return IGNORE_INDEX
+        return int(self.rows.row(row + 1)[0][0])
 
 
 class TrainingBatches:
@@ -111,7 +150,12 @@ class TrainingBatches:
     def __init__(self, maker: BatchMaker, share: Share) -> None:
         self.maker = maker
         self.share = share
-        self.order = SampleOrder(len(maker.rows), maker.seed)
+        rows = len(maker.rows)
+        self.order: Order = (
+            ContiguousOrder(rows, share.rows_per_step)
+            if maker.contiguous
+            else SampleOrder(rows, maker.seed)
+        )
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
         self._made: dict[int, Future[list[Batch]]] = {}
 
@@ -141,25 +185,58 @@ class EvaluationBatches:
 
     Every process gets the same number of batches, because sharded weights are gathered in step;
     rows that only fill up predict nothing.
+
+    In contiguous order the rows are parted into lanes, each a stream from its first row on: a
+    micro-batch has a row of some lanes, and the batch that has their next rows comes `groups`
+    batches later. How many lanes there are does not depend on the number of processes.
+
+    Attributes:
+        num_rows: How many are evaluated.
+        groups: Batches that read in turn; 1 or more.
+
+    Args:
+        maker: Of the split.
+        share: Of this process.
+        max_rows: Rows evaluated, the first ones; 0 for all.
+        lanes: Streams that the rows are parted into, in contiguous order; 0 for as many as a step
+            has rows, unless they would be shorter than `LANE_ROWS`.
     """
 
-    def __init__(self, maker: BatchMaker, share: Share, max_rows: int = 0) -> None:
+    def __init__(
+        self, maker: BatchMaker, share: Share, max_rows: int = 0, *, lanes: int = 0
+    ) -> None:
         self.maker = maker
         self.share = share
         self.num_rows = min(max_rows, len(maker.rows)) if max_rows else len(maker.rows)
+        if not maker.contiguous:
+            lanes = self.num_rows
+        elif not lanes:
+            lanes = max(1, min(share.rows_per_step, self.num_rows // LANE_ROWS))
+        self._lanes = min(lanes, self.num_rows)
+        self._lane_rows = -(-self.num_rows // max(1, self._lanes))
+        self._lanes_per_rank = -(-self._lanes // share.degree)
+        self.groups = max(1, -(-self._lanes_per_rank // share.micro_batch))
 
     def __len__(self) -> int:
-        per_round = self.share.micro_batch * self.share.degree
-        return -(-self.num_rows // per_round)
+        return self._lane_rows * self.groups
 
     def __getitem__(self, index: int) -> Batch:
         if index >= len(self):
             raise IndexError(index)
-        share = self.share
-        first = (index * share.degree + share.rank) * share.micro_batch
-        wanted = range(first, first + share.micro_batch)
-        rows = [row if row < self.num_rows else 0 for row in wanted]
+        wanted = self._rows(index)
+        rows = [row if row is not None else 0 for row in wanted]
         batch = self.maker.make(rows, [(EVALUATION_STREAM, row) for row in rows])
-        filler = torch.tensor([row >= self.num_rows for row in wanted])
-        batch.labels[filler] = IGNORE_INDEX
-        return share.positions(batch)
+        batch.labels[torch.tensor([row is None for row in wanted])] = IGNORE_INDEX
+        return self.share.positions(batch)
+
+    def _rows(self, index: int) -> list[int | None]:
+        """The rows of a batch; None for those that only fill up."""
+        within, group = divmod(index, self.groups)
+        size = self.share.micro_batch
+        rows: list[int | None] = []
+        for number in range(group * size, group * size + size):
+            lane = self.share.rank * self._lanes_per_rank + number
+            row = lane * self._lane_rows + within
+            there = number < self._lanes_per_rank and lane < self._lanes and row < self.num_rows
+            rows.append(row if there else None)
+        return rows

@@ -138,6 +138,7 @@ def measure(loaded: LoadedRun, split: str, max_rows: int = 0) -> dict[str, Any]:
         task = progress.add_task(f"evaluating {split}", total=len(batches))
         found = evaluate(
             meter,
+            loaded.model,
             batches,
             device,
             bytes_per_token(prepared, split),

@@ -10,6 +10,7 @@ import torch
 
 from lsp.core.batch import Batch
 from lsp.data.batches import EvaluationBatches
+from lsp.models.interface import LanguageModel
 from lsp.parallel.collectives import sum_over_ranks
 
 Forward = Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, torch.Tensor]]
@@ -45,6 +46,7 @@ class Evaluation:
 
 def evaluate(
     forward: Forward,
+    model: LanguageModel,
     batches: EvaluationBatches,
     device: torch.device,
     bytes_per_token: float,
@@ -52,8 +54,13 @@ def evaluate(
 ) -> Evaluation:
     """Adds up the loss over all batches and processes; every process must call it.
 
+    A model that remembers reads each lane of contiguous batches from its first row on, with what
+    it remembers of the lane alone; how much that is, is for the model's config to say, and may be
+    more than in training.
+
     Args:
         forward: Loss sum and count of the tensors of a batch; an engine is one.
+        model: What `forward` runs.
         batches: Of this process.
         device: Where the model is.
         bytes_per_token: Of the split.
@@ -61,10 +68,14 @@ def evaluate(
     """
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     count = 0
+    memories: dict[int, dict[str, torch.Tensor] | None] = {}
     with torch.no_grad():
         for index in range(len(batches)):
             batch: Batch = batches[index]
+            model.recall(memories.pop(index, None))
             batch_sum, _ = forward(batch.to(device).tensors())
+            if index + batches.groups < len(batches):
+                memories[index + batches.groups] = model.remembered()
             loss_sum += batch_sum.double()
             count += int(batch.num_predicted)
             if on_batch is not None:

@@ -312,6 +312,7 @@ class Trainer:
         self.watchdog.phase(f"after step {self.state.step}: evaluating")
         found: Evaluation = evaluate(
             self.engine,
+            self.model,
             self.validation,
             self.engine.runtime.device,
             self.bytes_per_token[1],
