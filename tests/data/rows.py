@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from data_pipelines.packing import concatenate
 from lsp.data.objectives import Vocabulary
 
 VOCABULARY = Vocabulary(size=260, mask_id=3, special_ids=frozenset((0, 1, 2, 3)))
@@ -35,3 +38,28 @@ class ListRows:
 
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         return self._rows[index]
+
+
+class StreamRows:
+    """A stream of documents of `lengths` tokens, in rows of `length`; the last one is padded."""
+
+    def __init__(self, lengths: Sequence[int], length: int, seed: int = 0) -> None:
+        generator = np.random.default_rng(seed)
+        self.documents = [generator.integers(4, VOCABULARY.size, size) for size in lengths]
+        self._plan = list(concatenate(lengths, length))
+        self._length = length
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        ids = np.full(self._length, PAD, np.uint16)
+        segments = np.zeros(self._length, np.int32)
+        for number, piece in enumerate(self._plan[index], start=1):
+            place = slice(piece.position, piece.position + piece.length)
+            ids[place] = self.documents[piece.document][piece.start :][: piece.length]
+            segments[place] = number
+        return ids, segments
+
+    def offset(self, index: int) -> int:
+        return self._plan[index][0].start

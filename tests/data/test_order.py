@@ -2,7 +2,8 @@
 
 import pytest
 
-from lsp.data.order import SampleOrder
+from lsp.core.errors import UserError
+from lsp.data.order import ContiguousOrder, SampleOrder
 
 
 def test_every_row_once_in_each_epoch():
@@ -24,3 +25,17 @@ def test_pure_function_of_seed_and_sample():
 def test_no_rows_are_refused():
     with pytest.raises(ValueError, match="num_rows=0"):
         SampleOrder(0, seed=0)
+
+
+def test_lanes_read_on_where_they_were():
+    order = ContiguousOrder(14, lanes=4)
+    steps = [[order.row(4 * step + lane) for lane in range(4)] for step in range(6)]
+    assert steps[:3] == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
+    assert steps[3:] == steps[:3]  # the next epoch
+    assert [order.goes_on(4 * step) for step in range(6)] == [False, True, True] * 2
+
+
+def test_a_lane_has_a_row():
+    assert ContiguousOrder(4, lanes=4).steps == 1
+    with pytest.raises(UserError, match=r"a step has 4 rows.*the data has 3 rows"):
+        ContiguousOrder(3, lanes=4)
