@@ -65,7 +65,8 @@ class Needs:
     @property
     def parameters(self) -> int:
         """Trained elements of the whole model, sharded or not."""
-        return sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
+        trained = (p for p in self.model.parameters() if p.requires_grad)
+        return sum(getattr(p, "ds_numel", p.numel()) for p in trained)
 
     @property
     def first_step_bytes(self) -> int:
