@@ -144,6 +144,7 @@ class LanguageModel(nn.Module, ABC):
         """From now on `forward` is given a share of every row, and asks `exchange` for the rest.
 
         The shares of a row are equal runs of positions; labels, `segment_ids` and `position_ids`
+        self.recall(None)
         come as the share's too. The loss sum and the count are those of the share.
 
         Raises:

@@ -27,6 +27,8 @@ from lsp.models.layers.sequential import run_blocks
 from lsp.models.layers.tied import TiedEmbedding, WaitingGradient
 from lsp.models.longformer_config import LongformerConfig, residuals
 from lsp.models.longformer_layers import LongformerLayer, Memo, WindowAttention
+from lsp.models.longformer_generation import LongformerCache, new_cache
+from lsp.models.longformer_generation import step as generation_step
 from lsp.models.longformer_memory import Pass
 from lsp.models.longformer_reversible import ReversibleLayer
 from lsp.models.memory import MemoryConfig
@@ -271,7 +273,15 @@ class Longformer(LanguageModel):
         global_attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Hidden states after the last layer: (B, L, D)."""
+        """Hidden states after the last layer: (B, L, D), in evaluation of any length."""
+        length = input_ids.shape[1]
+        if not self.training:
+            input_ids, segment_ids, position_ids = self.padded(input_ids, segment_ids, position_ids)
+        missing = input_ids.shape[1] - length
+        if missing and global_attention_mask is not None:
+            global_attention_mask = F.pad(global_attention_mask, (0, missing))
+        if missing and token_type_ids is not None:
+            token_type_ids = F.pad(token_type_ids, (0, missing))
         streams = self._streams(
             input_ids,
             segment_ids,
@@ -280,7 +290,32 @@ class Longformer(LanguageModel):
             token_type_ids,
             self._take_seed(),
         )
-        return self.longformer.encoder.join(*streams)
+        return self.longformer.encoder.join(*(x_BLD[:, :length] for x_BLD in streams))
+
+    def padded(
+        self,
+        input_ids: torch.Tensor,
+        segment_ids: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Ids, segments and positions of a length that fits the dilations."""
+        if position_ids is None:
+            position_ids = self._positions(input_ids, segment_ids)
+        missing = -input_ids.shape[1] % self.config.length_multiple
+        if missing == 0 or self.longformer.exchange.degree > 1:
+            return input_ids, segment_ids, position_ids
+        if segment_ids is None:
+            segment_ids = torch.ones_like(input_ids)
+        ids, segments, positions = (
+            F.pad(x_BL, (0, missing)) for x_BL in (input_ids, segment_ids, position_ids)
+        )
+        return ids, segments, positions
+
+    def _positions(self, input_ids: torch.Tensor, segment_ids: torch.Tensor | None) -> torch.Tensor:
+        assert self.longformer.exchange.degree == 1, "shares of a row come with their positions"
+        if segment_ids is None:
+            segment_ids = torch.ones_like(input_ids)
+        return positions_from_segments(segment_ids)
 
     def logits(
         self,
@@ -306,10 +341,7 @@ class Longformer(LanguageModel):
         config, exchange, here = self.config, self.longformer.exchange, input_ids.shape[1]
         config.check_length(here * exchange.degree)
         if position_ids is None:
-            assert exchange.degree == 1, "shares of a row come with their positions"
-            position_ids = torch.arange(here, device=input_ids.device).expand_as(input_ids)
-            if segment_ids is not None:
-                position_ids = positions_from_segments(segment_ids)
+            position_ids = self._positions(input_ids, segment_ids)
         if global_mask is None and config.global_tokens:
             global_mask = position_ids < config.global_tokens
         global_BL = None if global_mask is None else global_mask != 0
@@ -332,6 +364,14 @@ class Longformer(LanguageModel):
     def execution_plan(self, rows: int, length: int) -> dict[str, int]:
         stream_BLD = self._like_stream(rows, length)
         plan = {"the head": self._head_tiles(stream_BLD)}
+    def new_cache(self) -> LongformerCache:
+        """An empty memory for `step`."""
+        return new_cache(self)
+
+    def step(self, input_ids: torch.Tensor, cache: LongformerCache) -> torch.Tensor:
+        """Scores of the token after `input_ids`: see `longformer_generation.step`."""
+        return generation_step(self, input_ids, cache)
+
         for number, block in enumerate(self.longformer.encoder.blocks()):
             name = "feed_forward" if number % 2 else "attention"
             groups = len(block.groups(stream_BLD)) if self.config.reversible else 1

@@ -10,6 +10,7 @@ import torch
 
 from lsp.core.errors import require
 from lsp.core.seeding import stream
+from lsp.models.interface import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,26 @@ def next_token_probabilities(logits_V: torch.Tensor, sampling: Sampling) -> torc
     return probabilities_V
 
 
+class Rereading:
+    """Reads the whole text again for every token: what every cache has to agree with.
+
+    Attributes:
+        config: The model's.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.config, self._model = model.config, model
+
+    def new_cache(self) -> Any:
+        """Of the tokens alone."""
+        return LanguageModel.new_cache(self._model)
+
+    def step(self, input_ids: torch.Tensor, cache: Any) -> torch.Tensor:
+        """See `Generator`."""
+        device = next(self._model.parameters()).device
+        return LanguageModel.step(self._model, input_ids.to(device), cache)
+
+
 def generate_ids(
     model: Any,
     prompt_ids: Sequence[int],
@@ -103,6 +124,7 @@ def generate_ids(
     seed: int = 0,
     sample: int = 0,
     eos_id: int | None = None,
+    cache: bool = True,
 ) -> Iterator[int]:
     """Continues a prompt token by token, with the model's memory of what it has read.
 
@@ -123,6 +145,8 @@ def generate_ids(
         seed: See `Sampling`.
         sample: Number of the continuation, among several with one seed.
         eos_id: Token that ends a text; it is not part of the result.
+        cache: Whether the model remembers what it has read, rather than reading the whole text
+            again for every token.
 
     Returns:
         An iterator over the new tokens, each computed when asked for.
@@ -146,7 +170,8 @@ def generate_ids(
         "tokenizer is not that of the model",
     )
     count = min(max_new_tokens, config.max_positions - length)
-    return _generate(model, list(prompt_ids), count, sampling, sample, eos_id)
+    reader = model if cache else Rereading(model)
+    return _generate(reader, list(prompt_ids), count, sampling, sample, eos_id)
 
 
 def _generate(
