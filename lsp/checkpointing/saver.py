@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from lsp.checkpointing.background import Writing
 from lsp.checkpointing.config import CheckpointConfig
+from lsp.checkpointing.memory import LaneMemory
 from lsp.checkpointing.snapshot import Contents, TrainState
 from lsp.checkpointing.store import CheckpointStore
 from lsp.core.errors import UserError
@@ -58,12 +59,13 @@ class Saver:
         """Whether this process is known to have failed; `finish` then tells why."""
         return self._writing is not None and self._writing.failed
 
-    def save(self, state: TrainState, config_yaml: str) -> float:
+    def save(self, state: TrainState, config_yaml: str, memory: LaneMemory | None = None) -> float:
         """Takes a snapshot, after waiting for the one before; every process must call it.
 
         Args:
             state: Where the run stands.
             config_yaml: The resolved configuration.
+            memory: What the model remembers of lanes that no other process saves, if anything.
 
         Returns:
             Seconds for which the caller was held.
@@ -77,7 +79,7 @@ class Saver:
         place, step = self.engine.runtime, state.step
         folder = broadcast_object(main_process_only(lambda: _explained(self.store.begin, step)))
         assert folder is not None
-        contents = Contents(self.engine, state, config_yaml)
+        contents = Contents(self.engine, state, config_yaml, memory)
         self._writing = writing = Writing(
             folder,
             place.rank,

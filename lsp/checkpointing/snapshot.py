@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from lsp.checkpointing.background import Part
 from lsp.checkpointing.files import read_tensors, save_tensors, shards, write_json, write_text
+from lsp.checkpointing.memory import LaneMemory, read_memory
 from lsp.checkpointing.store import STATE, read_state, read_weights
 from lsp.core.errors import UserError
 from lsp.core.seeding import rng_state, seed_everything, set_rng_state, stream
@@ -80,12 +81,20 @@ class Contents:
         engine: Whose weights and optimizer state are saved.
         state: Where the run stands.
         config_yaml: The resolved configuration.
+        memory: What the model remembers of lanes that no other process saves, if anything.
     """
 
-    def __init__(self, engine: Engine, state: TrainState, config_yaml: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        state: TrainState,
+        config_yaml: str,
+        memory: LaneMemory | None = None,
+    ) -> None:
         self._engine = engine
         self._state = state
         self._config_yaml = config_yaml
+        self._memory = memory
         self._streams = {
             "model": self._counted(engine.weights()),
             "optimizer": self._counted(engine.optimizer_state()),
@@ -102,6 +111,8 @@ class Contents:
             for name, shard in shards(stem, tensors, place.rank, place.world_size):
                 yield name, partial(save_tensors, shard)
         yield f"rng-{place.rank:05d}.safetensors", partial(_write_rng, rng_state())
+        if self._memory is not None:
+            yield self._memory.part(place.rank)
         if place.is_main:
             self._state.scaler = self._engine.scaler_state()
             values = asdict(self._state) | {"world_size": place.world_size}
@@ -147,6 +158,14 @@ class Snapshot:
     state: TrainState
     weights: Mapping[str, torch.Tensor]
     optimizer: Mapping[str, torch.Tensor]
+
+    def memory(self, lanes: range) -> dict[str, torch.Tensor] | None:
+        """What the model remembered of some lanes; None for nothing.
+
+        Raises:
+            UserError: There is a memory, but not of all of these lanes.
+        """
+        return read_memory(self.path, lanes)
 
     def restore_rng(self, rank: int, seed: int) -> None:
         """Sets the global generators; a process that did not exist then gets its own seed."""

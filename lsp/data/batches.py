@@ -65,6 +65,12 @@ class Share:
         return self.rows_per_step // self.degree
 
     @property
+    def lanes(self) -> range:
+        """The rows of this process, by their place in the global batch."""
+        first = self.rank * self.rows_per_rank
+        return range(first, first + self.rows_per_rank)
+
+    @property
     def accumulation(self) -> int:
         return self.rows_per_rank // self.micro_batch
 
@@ -166,11 +172,9 @@ class TrainingBatches:
         return self._made[cursor].result()
 
     def _make(self, cursor: int) -> list[Batch]:
-        share = self.share
-        first = cursor + share.rank * share.rows_per_rank
-        batches = []
-        for start in range(first, first + share.rows_per_rank, share.micro_batch):
-            samples = range(start, start + share.micro_batch)
+        share, batches = self.share, []
+        for lane in share.lanes[:: share.micro_batch]:
+            samples = range(cursor + lane, cursor + lane + share.micro_batch)
             rows = [self.order.row(sample) for sample in samples]
             keys = [(OBJECTIVE_STREAM, sample) for sample in samples]
             batches.append(share.positions(self.maker.make(rows, keys)))

@@ -96,6 +96,7 @@ class _Parts:
     snapshot: Snapshot | None
     batches: TrainingBatches
     validation: EvaluationBatches | None
+    memory: dict[str, torch.Tensor] | None
 
 
 def build_trainer(
@@ -183,6 +184,7 @@ def build_trainer(
         peak_flops=peak * 1e12 * place.world_size if peak else None,
         watchdog=watchdog,
         first_step_bytes=needs.first_step_bytes,
+        memory=parts.memory,
     )
     return trainer, prepared, needs
 
@@ -341,8 +343,9 @@ def _parts(
     return _Parts(
         model=model,
         snapshot=snapshot,
-        batches=TrainingBatches(_maker(config, prepared, "train", vocabulary), share),
+        batches=TrainingBatches(batch_maker(config, prepared, "train", vocabulary), share),
         validation=_validation(config, prepared, vocabulary, share),
+        memory=snapshot.memory(share.lanes) if snapshot is not None else None,
     )
 
 
@@ -404,10 +407,18 @@ def _finish(config: RunConfig, prepared: PreparedData, *, done: bool) -> None:
         print(f"lsp: {error.filename or 'loss.png'}: {error.strerror}", file=sys.stderr)
 
 
-def _maker(
+def batch_maker(
     config: RunConfig, prepared: PreparedData, split: str, vocabulary: Vocabulary
 ) -> BatchMaker:
-    return BatchMaker(prepared.split(split), config.objective, vocabulary, config.seed)
+    """Makes batches of a split, in the order in which the architecture is to read them."""
+    architecture = registry.get(registry.name_of(config.architecture))
+    return BatchMaker(
+        prepared.split(split),
+        config.objective,
+        vocabulary,
+        config.seed,
+        contiguous=config.trainer.contiguous(architecture.remembers),
+    )
 
 
 def _validation(
@@ -415,7 +426,7 @@ def _validation(
 ) -> EvaluationBatches | None:
     if len(prepared.split("validation")) == 0:
         return None
-    maker = _maker(config, prepared, "validation", vocabulary)
+    maker = batch_maker(config, prepared, "validation", vocabulary)
     return EvaluationBatches(maker, share, config.trainer.eval_rows)
 
 

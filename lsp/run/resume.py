@@ -22,6 +22,7 @@ FIXED = (
     "tokenizer",
     "packing",
     "optimizer.name",
+    "trainer.order",
 )
 """What a run cannot change on the way: the rest would not be the same run, or not load at all."""
 

@@ -6,12 +6,16 @@ Each part checks itself (`__post_init__`); here is what only their combination d
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lsp.core.errors import UserError, require, unknown_choice
 from lsp.core.ranks import world_size
 from lsp.models.memory import check_residual
 from lsp.run.compose import in_architecture
 from lsp.run.config import ARCHITECTURES, RunConfig
+
+if TYPE_CHECKING:
+    from lsp.models.interface import Architecture
 
 WHOLE_MATRICES = ("AdafactorConfig", "MuonConfig")
 """Optimizers whose update needs whole weight matrices, which ZeRO does not leave in one place."""
@@ -36,6 +40,7 @@ def validate_data(config: RunConfig) -> None:
         f"packing={config.packing.strategy} puts several documents into a row, and "
         f"architecture={architecture.name} cannot keep them apart: use packing=one_per_row",
     )
+    _check_order(config, architecture)
     check_residual(config.memory.residual, architecture.residuals(config.architecture))
     try:
         # The tokenizer may not exist yet: here the vocabulary is taken to fit.
@@ -47,6 +52,21 @@ def validate_data(config: RunConfig) -> None:
         )
     except ValueError as error:
         raise in_architecture(error, type(config.architecture)) from error
+
+
+def _check_order(config: RunConfig, architecture: Architecture) -> None:
+    require(
+        config.trainer.order != "contiguous" or architecture.remembers,
+        f"trainer.order=contiguous is for architectures that remember the rows before, and "
+        f"architecture={architecture.name} does not: use trainer.order=shuffled or auto",
+    )
+    require(
+        config.packing.strategy == "concatenate"
+        or not config.trainer.contiguous(architecture.remembers),
+        f"packing={config.packing.strategy} takes apart the text that "
+        f"architecture={architecture.name} remembers from row to row: use packing=concatenate, "
+        "or trainer.order=shuffled for rows without a memory",
+    )
 
 
 def validate(config: RunConfig) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lsp.core.errors import require, unknown_choice
 
+ORDERS = ("auto", "shuffled", "contiguous")
 SCHEDULES = ("cosine", "linear", "constant", "warmup_stable_decay")
 
 
@@ -15,6 +16,11 @@ class TrainerConfig:
 
     Attributes:
         max_steps: Optimizer steps of the run.
+        order: Of the rows: `shuffled`, new in every epoch, or `contiguous`, where each row of a
+            step goes on, in the next step, where it ended, so that a model which remembers has
+            its memory of the text before. That needs packing=concatenate; each row of a step is
+            then a lane through its own part of the data, and memory ends with the epoch. `auto` is
+            contiguous for architectures that remember.
         micro_batch: Rows in one forward pass of one process; 0 chooses the largest divisor of
             its share that stays below `micro_batch_tokens`.
         micro_batch_tokens: Bound for the choice above.
@@ -35,6 +41,7 @@ class TrainerConfig:
     """
 
     max_steps: int = 1000
+    order: str = "auto"
     micro_batch: int = 0
     micro_batch_tokens: int = 16384
     log_every: int = 10
@@ -49,6 +56,8 @@ class TrainerConfig:
     peak_tflops: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.order not in ORDERS:
+            raise unknown_choice("trainer.order", self.order, ORDERS)
         require(self.max_steps > 0, f"trainer.max_steps={self.max_steps} must be 1 or more")
         require(self.log_every > 0, f"trainer.log_every={self.log_every} must be 1 or more")
         require(
@@ -70,6 +79,10 @@ class TrainerConfig:
         ):
             value = getattr(self, key)
             require(value >= 0, f"trainer.{key}={value} must be 0 or more")
+
+    def contiguous(self, remembers: bool) -> bool:
+        """Whether rows are read in the order of the text, given whether the model remembers."""
+        return remembers and self.order != "shuffled"
 
 
 @dataclass

@@ -25,6 +25,7 @@ from lsp.tracking.tracker import Tracker
 from lsp.training.config import ScheduleConfig, TrainerConfig
 from lsp.training.console import TrainingConsole
 from lsp.training.evaluation import Evaluation, evaluate
+from lsp.training.lanes import Lanes, Memory, size_of
 from lsp.training.optimizers import set_learning_rate
 from lsp.training.schedule import learning_rate_fraction
 from lsp.training.signals import StopRequest
@@ -59,6 +60,7 @@ class Trainer:
         peak_flops: Of all devices together, in FLOP/s; None where unknown.
         watchdog: Told what is done, in case it is not.
         first_step_bytes: What the optimizers allocate on the device at their first step.
+        memory: What the model remembered of this process's lanes where `state` stands.
     """
 
     engine: Engine
@@ -78,12 +80,15 @@ class Trainer:
     peak_flops: float | None = None
     watchdog: Watchdog = field(default_factory=Watchdog)
     first_step_bytes: int = 0
+    memory: Memory | None = None
 
     def __post_init__(self) -> None:
         self.clock, self.interval = time.perf_counter(), 0.0
         self.interval_tokens = self.state.tokens
         self.saved_step = self.state.step or None
         self.measuring = False
+        self.lanes = Lanes(self.batches.share, self.memory, self.engine.runtime.device)
+        self.memory = None  # the lanes have it, and let go of it
         config = self.checkpoint_config
         self.saver = Saver(self.checkpoints, self.engine, config, self.console.say)
         self.save_stall: float | None = None
@@ -119,9 +124,13 @@ class Trainer:
             return
         self.watchdog.phase("dry run before the first step")
         self.engine.module.train()
-        batch = self.batches.fetch(self.state.cursor)[0]
-        self.model.begin_micro_batch(0)
-        dry_run(self.engine, batch.to(self.engine.runtime.device).tensors(), self.first_step_bytes)
+        batch = self.batches.fetch(self.state.cursor)[0].to(self.engine.runtime.device)
+        memory, most = self.lanes[0], -1
+        while most < (size := size_of(memory)):  # until it remembers as much as it ever will
+            self.model.recall(memory)
+            self.model.begin_micro_batch(0)
+            dry_run(self.engine, batch.tensors(), self.first_step_bytes)
+            memory, most = self.model.remembered(), size
         self.clock = time.perf_counter()  # rehearsing is not training
 
     def train_step(self, micro_batches: list[Batch]) -> tuple[StepResult | None, bool]:
@@ -143,34 +152,51 @@ class Trainer:
             return None, True
         scale = world / max(count, 1.0)
         seed, share = self.model_seed(), self.batches.share
-        first_row = share.rank * share.rows_per_rank
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         for index, batch in enumerate(micro_batches):
             if index and on_any_rank(self.asked):
                 return None, True
             last = index == len(micro_batches) - 1
             tensors = batch.to(device).tensors()
-            row = first_row + index * share.micro_batch
+            row = share.lanes[index * share.micro_batch]
             first_sample = self.state.cursor + row
             self.at(
                 f"forward and backward of micro-batch {index + 1} of {len(micro_batches)}",
                 range(first_sample, first_sample + share.micro_batch),
             )
+            self.model.recall(self.lanes[index])
             self.model.begin_micro_batch(seed, row)
             loss_sum += self.engine.forward_backward(tensors, scale, last=last).double()
+            self.lanes.keep(index, self.model.remembered())
         fraction = learning_rate_fraction(self.state.step, self.schedule, self.settings.max_steps)
         self.learning_rate = set_learning_rate(self.engine.param_groups, fraction)
         # Read before the update is queued, so that a GPU updates while the host goes on.
         self.at("adding up the loss")
-        told = [float(loss_sum), self.asked, self.saver.failed]
-        total, asked, failed = sum_over_ranks(told, device)
+        told = [float(loss_sum), self.asked, self.saver.failed, not self.lanes.finite]
+        total, asked, failed, poisoned = sum_over_ranks(told, device)
         if failed:
             self.saver.finish()  # raises, on every process
         self.at("updating the weights")
         result = self.engine.step()
         length = micro_batches[0].input_ids.shape[1] * share.sequence_degree
         self.advance(result, length, total, count, padding)
+        self.move_on(poisoned > 0)
         return result, asked > 0
+
+    def move_on(self, poisoned: bool) -> None:
+        """Lets the lanes remember the step that is done, if their next rows go on from it.
+
+        A memory that is not finite would make every later step so: then all lanes forget theirs,
+        on all processes alike, whatever the number of those is. Of a step that was skipped for
+        its gradients alone the memory is good.
+        """
+        if poisoned:
+            self.console.say(
+                f"lsp: step {self.state.step}: what the model remembered was not finite; its "
+                "memory begins anew"
+            )
+        goes_on = self.batches.order.goes_on(self.state.cursor)
+        self.lanes.move_on(remember=goes_on and not poisoned)
 
     def at(self, doing: str, samples: range | None = None) -> None:
         """Tells the watchdog what comes now."""
@@ -344,7 +370,7 @@ class Trainer:
         self.watchdog.phase(f"after step {self.state.step}: saving")
         if self.saved_step != self.state.step:
             self.lap()
-            held = self.saver.save(self.state, self.config_yaml)
+            held = self.saver.save(self.state, self.config_yaml, self.lanes.saved())
             self.saved_step = self.state.step
             self.save_stall = (self.save_stall or 0.0) + held
             self.clock = time.perf_counter()  # nor is saving
