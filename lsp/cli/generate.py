@@ -69,6 +69,7 @@ VERB = Verb(
         "greedy": "take the likeliest token instead of sampling",
         "seed": "of the sampling",
         "num_samples": "continuations of the same prompt",
+        "cache": "remember what was read; false reads it again for every token, to compare",
     },
     run=run,
     exit_codes={},

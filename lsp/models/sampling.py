@@ -128,10 +128,12 @@ def generate_ids(
 ) -> Iterator[int]:
     """Continues a prompt token by token, with the model's memory of what it has read.
 
-    A layer of LSH attention hashes the prompt at once and later tokens one by one, into the order
-    that the earlier ones have; a fresh pass over the whole text pads it to whole chunks, so the
-    scores agree only where attention is over all tokens or local. The published model does
-    the same.
+    With a cache the scores are those of a pass over the whole text, but for layers of LSH attention
+    over more than a chunk. In such a pass every token takes a place in the sorted order, the last
+    one too, and so moves others into the next chunk: which keys an *earlier* token sees depends on
+    it, and so do that token's states in the layers above. A cache keeps those states as they were
+    when they were computed, as the published one does; to be equal, it would have to compute all
+    of them again for every token, which is what `cache=False` does.
 
     Args:
         model: A causal model in evaluation mode, a `Generator`.

@@ -132,6 +132,8 @@ class GenerateConfig:
         greedy: Take the likeliest token instead of sampling.
         seed: Of the sampling.
         num_samples: Continuations of the same prompt.
+        cache: Whether the model remembers what it has read; otherwise it reads the whole text again
+            for every token, which is slow, and shows what the cache has to agree with.
     """
 
     run: str = MISSING
@@ -145,6 +147,7 @@ class GenerateConfig:
     greedy: bool = False
     seed: int = 0
     num_samples: int = 1
+    cache: bool = True
 
     def __post_init__(self) -> None:
         _check_checkpoint(self.checkpoint)

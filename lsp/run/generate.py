@@ -43,6 +43,7 @@ def run_generate(config: GenerateConfig) -> int:
             seed=config.seed,
             sample=sample,
             eos_id=tokenizer.eos_token_id,
+            cache=config.cache,
         )
         for sample in range(config.num_samples)
     ]

@@ -27,6 +27,18 @@ def test_text_begins_with_the_prompt_and_repeats_with_the_seed(run, capsys):
     assert all(text.startswith("def ") for text in texts)
 
 
+@pytest.mark.parametrize("layers", ["[local,local]", "[lsh,local]"])
+def test_a_cache_changes_nothing_but_the_time(tmp_path, capsys, layers):
+    # Within a chunk LSH attention is over all tokens: see `generate_ids`.
+    chunks = "architecture.lsh_attn_chunk_length=64"
+    config, _, _ = make_run(tmp_path, f"architecture.attn_layers={layers}", chunks)
+    options = {"prompt": "def f", "max_new_tokens": 30, "seed": 3}
+    texts = [
+        generate(capsys, str(config.run_dir), cache=cache, **options).out for cache in (True, False)
+    ]
+    assert texts[0] == texts[1]
+
+
 def test_greedy_needs_no_seed(run, capsys):
     texts = {
         generate(capsys, run, prompt="x", max_new_tokens=9, greedy=True, seed=s).out for s in (1, 2)
