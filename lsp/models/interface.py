@@ -112,6 +112,20 @@ class LanguageModel(nn.Module, ABC):
         """
         return None
 
+    def hold_sight(self, held: bool) -> bool:
+        """Makes passes look where the first of them looked, whatever their tokens are.
+
+        For models that choose by content where to look, such as LSH attention, so that a
+        certificate can tell what is seen from what chooses what is seen.
+
+        Args:
+            held: Whether to begin or to end that.
+
+        Returns:
+            Whether the model is such a one; others change nothing.
+        """
+        return False
+
     def new_cache(self) -> Any:
         """An empty memory for `step`: what the model remembers of one batch of texts."""
         return []
@@ -130,6 +144,7 @@ class LanguageModel(nn.Module, ABC):
             (B, V) scores of the next token.
         """
         cache.append(input_ids)
+        self.recall(None)
         return self.logits(torch.cat(cache, dim=1))[:, -1]
 
     @abstractmethod
@@ -144,7 +159,6 @@ class LanguageModel(nn.Module, ABC):
         """From now on `forward` is given a share of every row, and asks `exchange` for the rest.
 
         The shares of a row are equal runs of positions; labels, `segment_ids` and `position_ids`
-        self.recall(None)
         come as the share's too. The loss sum and the count are those of the share.
 
         Raises:

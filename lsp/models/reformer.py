@@ -117,6 +117,7 @@ class ReformerModel(nn.Module):
         self.exchange: Exchange = WHOLE_ROWS
         self.embeddings = ReformerEmbeddings(config)
         self.encoder = ReformerEncoder(config, memory)
+        self.held: list[Memo] | None = None
 
     def forward(
         self,
@@ -173,6 +174,10 @@ class ReformerModel(nn.Module):
             storage = self._bucket_storage(*shape, input_ids_BL.device)
             for memo, buckets_BNRL in zip(hashing, storage, strict=True):
                 memo.buckets = buckets_BNRL
+        if self.held is not None:
+            self.held = self.held or hashing
+            for memo, first in zip(hashing, self.held, strict=True):
+                memo.buckets, memo.hashed = first.buckets, first.hashed
         return memos
 
     def _bucket_storage(
@@ -246,6 +251,10 @@ class Reformer(LanguageModel):
         self.reformer.exchange = exchange
         for layer in self.reformer.encoder.stack():
             layer.attention.self_attention.exchange = exchange
+
+    def hold_sight(self, held: bool) -> bool:
+        self.reformer.held = [] if held else None
+        return "lsh" in self.config.attn_layers
 
     def measure_drift(self, enabled: bool) -> None:
         self.memory.measure_drift = enabled

@@ -1,0 +1,181 @@
+"""Asks a model the same question again with other tokens, and what its loss depends on.
+
+Everything random is the same in every pass, and a pass has the same shapes as the one before, so
+the same tokens give the same bits: whatever differs is an effect of what was changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from lsp.core.batch import IGNORE_INDEX, Batch
+from lsp.models.interface import LanguageModel
+from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
+
+T = TypeVar("T")
+
+SEED = 20
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What autocast computes matrix products in, by the name of a precision."""
+
+
+class Probe:
+    """A model, in training mode as it will be trained, over rows whose tokens can be exchanged.
+
+    Args:
+        model: Holds whole weights; its gradients are empty.
+        rows: Whole rows, on the model's device; every process of `exchange` has the same.
+        vocab_size: Tokens are drawn from 0 to this.
+        exchange: Between the processes that share the rows.
+        precision: A key of `DTYPES`.
+        memory: What the model remembers of the rows before these.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        rows: Batch,
+        *,
+        vocab_size: int,
+        exchange: Exchange = WHOLE_ROWS,
+        precision: str = "fp32",
+        memory: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        self.model, self.rows, self.exchange, self.memory = model, rows, exchange, memory
+        self.dtype = DTYPES[precision]
+        self.device = rows.input_ids.device
+        generator = torch.Generator().manual_seed(SEED)
+        shift_BL = torch.randint(1, vocab_size, rows.input_ids.shape, generator=generator)
+        self._others_BL = (rows.input_ids + shift_BL.to(self.device)) % vocab_size
+        self._embedding: nn.Module | None = None
+
+    def scores(self, where_BL: torch.Tensor | None = None) -> torch.Tensor:
+        """Scores of the positions that are here: (B, L / degree, V).
+
+        Args:
+            where_BL: (B, L) positions whose tokens are exchanged for others; None for none.
+        """
+        here = self._here(self._exchanged(where_BL))
+        with torch.no_grad():
+            return self._passed(
+                lambda: self.model.logits(here.input_ids, here.segment_ids, here.position_ids)
+            ).float()
+
+    def remembered(self, where_BL: torch.Tensor | None = None) -> dict[str, torch.Tensor] | None:
+        """What the model remembers after the rows, with tokens exchanged as in `scores`."""
+        with torch.no_grad():
+            here = self._here(self._exchanged(where_BL))
+            self._passed(lambda: self.model(**here.tensors()))
+        return self.model.remembered()
+
+    def effects(self, before_BlV: torch.Tensor, after_BlV: torch.Tensor) -> torch.Tensor:
+        """Largest difference between the scores of each position, 0 only for equal bits: (B, L)."""
+        differs_Bl = (before_BlV != after_BlV).any(-1)
+        size_Bl = (before_BlV - after_BlV).abs().amax(-1)
+        # What is no number, or too small for the difference to be one, is a difference too.
+        size_Bl = size_Bl.nan_to_num(torch.inf).clamp(min=torch.finfo(torch.float32).tiny)
+        return self.exchange.whole(size_Bl.where(differs_Bl, 0.0).contiguous())
+
+    def gradients(self, of_BL: torch.Tensor) -> torch.Tensor:
+        """Largest gradient of the loss with respect to each embedded token: (B, L).
+
+        Args:
+            of_BL: (B, L) the positions that predict something.
+        """
+        labels_BL = self.rows.input_ids.where(of_BL, IGNORE_INDEX)
+        here = self._here(replace(self.rows, labels=labels_BL))
+        embedding = self._find_embedding()
+        probes: list[torch.Tensor] = []
+
+        def add_probe(_: nn.Module, args: Any, embedded_BlD: torch.Tensor) -> torch.Tensor:
+            if not probes:
+                probes.append(torch.zeros_like(embedded_BlD).requires_grad_())
+            return embedded_BlD + probes[0]
+
+        hook = embedding.register_forward_hook(add_probe)
+        try:
+            loss_sum, _ = self._passed(lambda: self.model(**here.tensors()))
+            # As in training, so that whatever waits for a gradient gets it.
+            loss_sum.backward()
+        finally:
+            hook.remove()
+            self.model.zero_grad(set_to_none=True)
+        (probe,) = probes
+        size_BlD = torch.zeros_like(probe) if probe.grad is None else probe.grad.abs()
+        return self.exchange.whole(size_BlD.amax(-1).float().nan_to_num(torch.inf).contiguous())
+
+    def _exchanged(self, where_BL: torch.Tensor | None) -> Batch:
+        if where_BL is None:
+            return self.rows
+        ids_BL = self._others_BL.where(where_BL, self.rows.input_ids)
+        return replace(self.rows, input_ids=ids_BL)
+
+    def _here(self, rows: Batch) -> Batch:
+        if self.exchange.degree == 1:
+            return rows
+        length = rows.input_ids.shape[1] // self.exchange.degree
+        first = self.exchange.first(length)
+        return rows.positions(first, first + length)
+
+    def _passed(self, forward: Callable[[], T]) -> T:
+        torch.manual_seed(SEED)
+        self.model.begin_micro_batch(SEED)
+        self.model.recall(self.memory)
+        with self._arithmetic():
+            return forward()
+
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        dtype = self.dtype or torch.bfloat16
+        return torch.autocast(self.device.type, dtype, enabled=self.dtype is not None)
+
+    def _find_embedding(self) -> nn.Module:
+        """The first module that makes vectors of the token ids."""
+        if self._embedding is not None:
+            return self._embedding
+        here, found = self._here(self.rows), list[nn.Module]()
+
+        def note(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            given = [*args, *kwargs.values()][:1]
+            if not found and _is(given, here.input_ids) and _embeds(output, here.input_ids):
+                found.append(module)
+
+        hooks = [m.register_forward_hook(note, with_kwargs=True) for m in self.model.modules()]
+        try:
+            self.scores()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        assert found, f"no module of {type(self.model).__name__} embeds the tokens"
+        self._embedding = found[0]
+        return self._embedding
+
+
+def _is(given: list[Any], ids_BL: torch.Tensor) -> bool:
+    return bool(given) and isinstance(given[0], torch.Tensor) and torch.equal(given[0], ids_BL)
+
+
+def _embeds(output: Any, ids_BL: torch.Tensor) -> bool:
+    if not isinstance(output, torch.Tensor) or not output.is_floating_point():
+        return False
+    return output.dim() == 3 and output.shape[:2] == ids_BL.shape
+
+
+@contextmanager
+def undisturbed(model: LanguageModel) -> Iterator[None]:
+    """Puts a model into training mode, and leaves it and the global generators as they were."""
+    assert all(p.grad is None for p in model.parameters())
+    training = model.training
+    with torch.random.fork_rng():
+        model.train()
+        try:
+            yield
+        finally:
+            model.train(training)
+            model.hold_sight(False)
+            model.recall(None)
