@@ -25,6 +25,7 @@ from lsp.models.layers.losses import LanguageModelHead, tiled_loss
 from lsp.models.layers.reversible import Drift, run_stack
 from lsp.models.layers.sequential import run_blocks
 from lsp.models.layers.tied import TiedEmbedding, WaitingGradient
+from lsp.models.layers.trace import Trace
 from lsp.models.longformer_config import LongformerConfig, residuals
 from lsp.models.longformer_layers import LongformerLayer, Memo, WindowAttention
 from lsp.models.longformer_generation import LongformerCache, new_cache
@@ -66,12 +67,17 @@ class LongformerEmbeddings(nn.Module):
 
 
 class LongformerEncoder(nn.Module):
-    """The layers, and where they have two streams, the norm of what both came to."""
+    """The layers, and where they have two streams, the norm of what both came to.
+
+    Attributes:
+        trace: Looks on at the next passes; None for nobody.
+    """
 
     def __init__(self, config: LongformerConfig, memory: MemoryConfig) -> None:
         super().__init__()
         self.config, self.memory = config, memory
         self.drift = Drift()
+        self.trace: Trace | None = None
         layer = ReversibleLayer if config.reversible else LongformerLayer
         self.layer = nn.ModuleList(
             layer(config, n, memory) for n in range(config.num_hidden_layers)
@@ -90,8 +96,10 @@ class LongformerEncoder(nn.Module):
         blocks, residual = self.blocks(), self.memory.residual
         if self.config.reversible:
             drift = self.drift if self.memory.measure_drift else None
-            return run_stack(x_BLD, blocks, memos, residual=residual, drift=drift)
-        return (run_blocks(x_BLD, blocks, memos, recompute=residual != "stored"),)
+            both = run_stack if self.trace is None else self.trace.run_stack
+            return both(x_BLD, blocks, memos, residual=residual, drift=drift)
+        run = run_blocks if self.trace is None else self.trace.run_blocks
+        return (run(x_BLD, blocks, memos, recompute=residual != "stored"),)
 
     def join(self, *streams_BKD: torch.Tensor) -> torch.Tensor:
         """Hidden states of some positions: (B, K, D)."""

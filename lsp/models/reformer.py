@@ -24,6 +24,7 @@ from lsp.models.layers.losses import LanguageModelHead, tiled_loss
 from lsp.models.layers.lsh import bucket_dtype
 from lsp.models.layers.positions import AxialPositions, AxialTables, LearnedPositions
 from lsp.models.layers.reversible import Branch, Drift, run_stack
+from lsp.models.layers.trace import Trace
 from lsp.models.memory import MemoryConfig
 from lsp.models.reformer_config import RESIDUALS, ReformerConfig
 from lsp.models.reformer_generation import LayerCache, ReformerCache
@@ -77,12 +78,17 @@ class ReformerEmbeddings(nn.Module):
 
 
 class ReformerEncoder(nn.Module):
-    """The reversible stack, and the layer norm over both of its streams."""
+    """The reversible stack, and the layer norm over both of its streams.
+
+    Attributes:
+        trace: Looks on at the next passes; None for nobody.
+    """
 
     def __init__(self, config: ReformerConfig, memory: MemoryConfig) -> None:
         super().__init__()
         self.config, self.memory = config, memory
         self.drift = Drift()
+        self.trace: Trace | None = None
         self.layers = nn.ModuleList(ReformerLayer(config, k, memory) for k in config.attn_layers)
         self.layer_norm = nn.LayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
 
@@ -94,7 +100,8 @@ class ReformerEncoder(nn.Module):
         return cast(list[ReformerLayer], list(self.layers))
 
     def forward(self, x_BLD: torch.Tensor, memos: list[Memo]) -> tuple[torch.Tensor, torch.Tensor]:
-        return run_stack(
+        run = run_stack if self.trace is None else self.trace.run_stack
+        return run(
             x_BLD,
             self.branches(),
             memos,
@@ -429,7 +436,10 @@ class Reformer(LanguageModel):
         if segment_ids is None:
             segment_ids = torch.ones_like(input_ids)
         input_ids = F.pad(input_ids, (0, padding), value=config.pad_token_id or 0)
-        return input_ids, F.pad(segment_ids, (0, padding)), F.pad(position_ids, (0, padding))
+        # Nobody sees the padding; as published, its positions go on as far as there are any.
+        further = torch.arange(1, 1 + padding, device=input_ids.device) + position_ids[:, -1:]
+        position_ids = torch.cat([position_ids, further.clamp(max=config.max_positions - 1)], dim=1)
+        return input_ids, F.pad(segment_ids, (0, padding)), position_ids
 
     def new_cache(self) -> ReformerCache:
         """An empty memory for `step`."""

@@ -1,0 +1,1 @@
+"""Native models under the heads of the published systems, for fine-tuning."""

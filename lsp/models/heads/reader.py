@@ -1,0 +1,107 @@
+"""Reading a batch with a native model, by the published names of its arguments."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from lsp.core.errors import require
+from lsp.models.heads.outputs import Reading
+from lsp.models.interface import LanguageModel
+from lsp.models.layers.trace import Trace
+
+
+class Reader(ABC):
+    """What the heads need to know of an architecture.
+
+    Attributes:
+        backbone: The model that is read with; its own head is not used.
+    """
+
+    prefix: str
+    """Name of the model within a head, in published weights."""
+
+    def __init__(self, backbone: LanguageModel) -> None:
+        self.backbone = backbone
+
+    @property
+    def config(self) -> Any:
+        return self.backbone.config
+
+    @property
+    def width(self) -> int:
+        """Of the hidden states that a head reads."""
+        return int(self.config.hidden_size)
+
+    @property
+    def head_dropout(self) -> float:
+        """Probability of dropping an element in a classifier."""
+        return float(self.config.hidden_dropout_prob)
+
+    @property
+    def encoder(self) -> Any:
+        """What runs the layers, and can be looked at while it does."""
+        return getattr(self.backbone, self.prefix).encoder
+
+    @abstractmethod
+    def read(
+        self,
+        task: str,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        segment_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        *,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> Reading:
+        """Reads rows.
+
+        Args:
+            task: Name of the head, which may decide what is seen.
+            input_ids: (B, L) token ids.
+            attention_mask: (B, L) 0 for padding.
+            segment_ids: (B, L) document numbers, 0 for padding, in place of `attention_mask`.
+            position_ids: (B, L) positions from 0.
+            output_attentions: Whether to show what attention sees.
+            output_hidden_states: Whether to show the stream between the layers.
+        """
+
+    @abstractmethod
+    def scores(self, hidden_BLW: torch.Tensor) -> torch.Tensor:
+        """Scores of the model's own head: (B, L, V)."""
+
+    @abstractmethod
+    def tiled_loss(
+        self, hidden_BLW: torch.Tensor, labels_BL: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Summed loss and count of the model's own head, without the scores of all positions."""
+
+    def _traced(
+        self,
+        run: Callable[[], torch.Tensor],
+        look: Callable[[Any, torch.Tensor, Any], Any] | None,
+        output_hidden_states: bool,
+    ) -> tuple[torch.Tensor, Trace]:
+        """Runs the model while its encoder is looked at, if anything is asked for."""
+        trace = Trace(hidden_states=output_hidden_states, look=look)
+        encoder = self.encoder
+        encoder.trace = trace if output_hidden_states or look is not None else None
+        try:
+            return run(), trace
+        finally:
+            encoder.trace = None
+
+
+def segments_of(
+    attention_mask: torch.Tensor | None, segment_ids: torch.Tensor | None
+) -> torch.Tensor | None:
+    """(B, L) document numbers, 0 for padding; None for one document per row without padding."""
+    require(
+        attention_mask is None or segment_ids is None,
+        "attention_mask and segment_ids both say what is padding: give one of them",
+    )
+    return segment_ids if attention_mask is None else (attention_mask != 0).long()
