@@ -24,10 +24,13 @@ from lsp.training.console import TrainingConsole
 from lsp.training.optimizers import build_optimizers
 from lsp.training.signals import StopRequest
 from lsp.training.trainer import Trainer
-from tests.data.rows import VOCABULARY, ListRows
+from tests.data.rows import VOCABULARY, ListRows, StreamRows
 from tests.training.tiny import LENGTH, reformer
 
 ROWS_PER_STEP = 4
+
+STREAM = [150, 700, 30, 900, 64, 236]
+"""Tokens of the documents of a stream: 33 rows, eight for each lane of a step."""
 
 
 @contextmanager
@@ -39,6 +42,8 @@ def trainer(
     optimizer: OptimizerConfig | None = None,
     precision: str = "fp32",
     state: TrainState | None = None,
+    contiguous: bool = False,
+    memory: dict[str, torch.Tensor] | None = None,
     **settings: Any,
 ) -> Iterator[Trainer]:
     """A trainer whose model starts from the same weights each time."""
@@ -50,7 +55,8 @@ def trainer(
     config = TrainerConfig(**values)
     with runtime(ParallelismConfig(device="cpu")) as place:
         share = Share(0, 1, ROWS_PER_STEP, micro_batch)
-        maker = BatchMaker(ListRows(30, LENGTH), ObjectiveConfig(), VOCABULARY, seed=1)
+        data = StreamRows(STREAM, LENGTH) if contiguous else ListRows(30, LENGTH)
+        maker = BatchMaker(data, ObjectiveConfig(), VOCABULARY, seed=1, contiguous=contiguous)
         engine = prepare_engine(
             model,
             build_optimizers(model, optimizer or AdamWConfig(learning_rate=1e-2)),
@@ -75,6 +81,7 @@ def trainer(
             trackers=[JsonlTracker(folder / "metrics.jsonl", state.step)],
             console=TrainingConsole(config.max_steps, state.step, enabled=True),
             stop=StopRequest(),
+            memory=memory,
         )
         try:
             yield made
