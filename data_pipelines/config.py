@@ -14,11 +14,15 @@ from data_pipelines.errors import require, unknown_choice
 SOURCES = ("python_library", "text", "jsonl", "parquet", "hub_dataset")
 DOCUMENTS = ("file", "line", "paragraph")
 ENCODING_ERRORS = ("replace", "ignore", "strict", "skip")
-TOKENIZERS = ("bytes", "bpe", "unigram", "word", "pretrained")
+TOKENIZERS = (
+    "bytes", "bpe", "unigram", "word", "sentencepiece_bpe", "roberta", "transformer_xl",
+    "pretrained",
+)  # fmt: skip
+SPLITTINGS = ("moses", "spaces")
 STRATEGIES = ("concatenate", "best_fit", "one_per_row")
 
 SPECIAL_TOKENS = {"pad": "<pad>", "eos": "<eos>", "unk": "<unk>", "mask": "<mask>"}
-"""Special tokens of every tokenizer that is built here; their ids are 0, 1, 2, 3."""
+"""Special tokens of bytes, bpe, unigram and word; their ids are 0, 1, 2, 3."""
 
 SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256
 """Special tokens and one token per byte: less cannot spell every text."""
@@ -119,11 +123,22 @@ class TokenizerConfig:
 
     Attributes:
         kind: `bytes` (one token per byte), `bpe` (byte-level), `unigram` (with byte fallback),
-            `word` (whitespace and punctuation), or `pretrained`.
-        vocab_size: Tokens of a trained vocabulary, special ones included (bpe, unigram, word).
-        name: Folder or Hub name, for pretrained.
+            `word` (whitespace and punctuation), `sentencepiece_bpe` (the published Reformer's),
+            `roberta` (the Longformer's: byte-level BPE), `transformer_xl` (words, split as Moses
+            does, numbers at `@,@` and `@.@`), or `pretrained`.
+        vocab_size: Tokens of a trained vocabulary, special ones included; for words at most.
+        name: Folder or Hub name, for pretrained. A folder may hold no more than a published
+            `vocab.txt`, `vocab.pkl` or `vocab.bin` (Transformer-XL; a pickle is read if it holds
+            plain containers alone), `spiece.model` (Reformer), or `vocab.json` and `merges.txt`.
         revision: Commit or tag of a pretrained tokenizer on the Hub.
-        lowercase: Fold case first (word).
+        lowercase: Fold case first (word, transformer_xl).
+        add_prefix_space: Begin each document with a space, so that its first word is like any
+            other (roberta).
+        splitting: How words are found (transformer_xl): `moses`, or `spaces` for text that is
+            split already, as WikiText is.
+        min_freq: How often a word occurs at least, else it is `<unk>` (transformer_xl).
+        add_eos: End every line with `<eos>` (transformer_xl).
+        add_double_eos: Put `<S>` before and after every line instead (transformer_xl).
         train_bytes: How much text of the training split a vocabulary is learnt from.
     """
 
@@ -132,10 +147,34 @@ class TokenizerConfig:
     name: str | None = None
     revision: str | None = None
     lowercase: bool = False
+    add_prefix_space: bool = False
+    splitting: str = "moses"
+    min_freq: int = 0
+    add_eos: bool = False
+    add_double_eos: bool = False
     train_bytes: int = 16 * 2**20
 
     def __post_init__(self) -> None:
         _choice("tokenizer.kind", self.kind, TOKENIZERS)
+        _choice("tokenizer.splitting", self.splitting, SPLITTINGS)
+        for key, kind in _ONE_KIND.items():
+            require(
+                not getattr(self, key) or self.kind == kind,
+                f"tokenizer.{key}={getattr(self, key)} is for tokenizer={kind}, not for "
+                f"tokenizer={self.kind}: leave it out",
+            )
+        require(self.min_freq >= 0, f"tokenizer.min_freq={self.min_freq}: give 0 or more")
+        require(
+            not (self.add_eos and self.add_double_eos),
+            "tokenizer.add_eos=true and tokenizer.add_double_eos=true: lines end with <eos>, or "
+            "stand between <S>; set one of them",
+        )
+        if self.kind == "roberta":
+            require(
+                self.vocab_size > SMALLEST_VOCABULARY + 1,
+                f"tokenizer.vocab_size={self.vocab_size} is too small for tokenizer=roberta: "
+                f"give more than {SMALLEST_VOCABULARY + 1} (256 bytes and 5 special tokens)",
+            )
         if self.kind in ("bpe", "unigram"):
             require(
                 self.vocab_size > SMALLEST_VOCABULARY,
@@ -143,7 +182,7 @@ class TokenizerConfig:
                 f"give more than {SMALLEST_VOCABULARY} (256 bytes and {len(SPECIAL_TOKENS)} "
                 "special tokens), or tokenizer=bytes",
             )
-        if self.kind == "word":
+        if self.kind in ("word", "sentencepiece_bpe", "transformer_xl"):
             require(
                 self.vocab_size > len(SPECIAL_TOKENS),
                 f"tokenizer.vocab_size={self.vocab_size} leaves no room for words: give more than "
@@ -183,6 +222,12 @@ class PackingConfig:
         )
 
 
+_ONE_KIND = {
+    "add_prefix_space": "roberta",
+    "min_freq": "transformer_xl",
+    "add_eos": "transformer_xl",
+    "add_double_eos": "transformer_xl",
+}
 _SUFFIX = {"text": "txt", "jsonl": "jsonl", "parquet": "parquet"}
 
 

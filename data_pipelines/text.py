@@ -14,10 +14,10 @@ _SEARCHED = 2**14  # characters
 
 # Every tokenizer built here splits text before it merges, and never inside the step from a
 # character to the space after it: a space belongs to what follows. So a cut between a letter or
-# digit and a space leaves each token as it would have been. Pretrained tokenizers may join
-# punctuation with a line break, which is why a letter is preferred to just any character.
-_AFTER_WORD = re.compile(r"[^\W_](?=[ \t\r\n])")
-_AFTER_ANYTHING = re.compile(r"\S(?=[ \t\r\n])")
+# digit and a space leaves each token as it would have been. Some put a space before a text that
+# has none there, so a plain space is preferred; pretrained tokenizers may join punctuation with a
+# line break, which is why a letter is preferred to just any character.
+_CUTS = tuple(map(re.compile, (r"[^\W_](?= )", r"[^\W_](?=[\t\r\n])", r"\S(?=[ \t\r\n])")))
 
 
 class InvalidTextError(Exception):
@@ -105,7 +105,7 @@ def last_cut(text: str) -> int:
     If the last `_SEARCHED` characters hold no whitespace, all of it.
     """
     start = max(0, len(text) - _SEARCHED)
-    for pattern in (_AFTER_WORD, _AFTER_ANYTHING):
+    for pattern in _CUTS:
         cut = max((match.end() for match in pattern.finditer(text, start)), default=0)
         if cut:
             return cut
@@ -118,7 +118,7 @@ def first_cut(window: bytes) -> int:
     Without whitespace it is the first character boundary.
     """
     text = window.decode("utf-8", "surrogateescape")
-    for pattern in (_AFTER_WORD, _AFTER_ANYTHING):
+    for pattern in _CUTS:
         match = pattern.search(text)
         if match:
             return len(text[: match.end()].encode("utf-8", "surrogateescape"))

@@ -84,8 +84,11 @@ def encode_unit(
     """
     if (root / unit.name).exists():
         return
-    eos = [encoder.special_ids["eos"]] if packing.append_eos else []
-    end = np.array(eos, token_type(encoder.vocab_size))
+    eos = encoder.special_ids["eos"]
+    begin, end = (
+        np.array(ids, token_type(encoder.vocab_size))
+        for ids in (encoder.begin, [eos] if packing.append_eos else [])
+    )
     statistics, repairs = UnitStatistics(), Repairs()
     histograms = np.zeros((2, 256), np.int64)
     rows: list[tuple[int, int, int, int, bool, bool]] = []
@@ -94,23 +97,30 @@ def encode_unit(
         for document in documents(unit, data, repairs):
             key = key_of(document.head)
             split = _split(document, key, unit, data)
-            begin = file.tell()
+            start = file.tell()
+            file.write(begin.data if document.opens else b"")
             try:
-                tokens, size, histogram = _encode(document, data, encoder, repairs, file, report)
+                tokens, last, size, histogram = _encode(
+                    document, data, encoder, repairs, file, report
+                )
             except InvalidTextError as error:
                 if data.encoding_errors == "strict":
                     raise DataError(
                         f"{document.origin}: {error}; data.encoding_errors=replace, ignore or "
                         "skip would go on"
                     ) from error
-                file.truncate(begin)
-                file.seek(begin)
+                file.truncate(start)
+                file.seek(start)
                 statistics.skipped += 1
                 continue
             if tokens == 0 and document.opens and document.closes:
+                file.truncate(start)
+                file.seek(start)
                 statistics.empty += 1
                 continue
-            if document.closes:
+            tokens += len(begin) if document.opens else 0
+            # Where lines end with eos, the last one has.
+            if document.closes and last != eos:
                 file.write(end.data)
                 tokens += len(end)
             histograms[split] += histogram
@@ -165,16 +175,17 @@ def _encode(
     repairs: Repairs,
     file: IO[bytes],
     report: Callable[[int], None],
-) -> tuple[int, int, np.ndarray[Any, np.dtype[np.int64]]]:
-    """Writes the tokens of a document; returns their number, the bytes and their histogram."""
-    count, size = 0, 0
+) -> tuple[int, int | None, int, np.ndarray[Any, np.dtype[np.int64]]]:
+    """Writes the tokens of a document; returns their number, the last, the bytes, a histogram."""
+    count, size, last = 0, 0, None
     histogram = np.zeros(256, np.int64)
     for piece in pieces(decode(document.chunks, data.encoding_errors, repairs)):
         tokens = encoder.encode(piece)
         file.write(tokens.data)
         count += len(tokens)
+        last = int(tokens[-1]) if len(tokens) else last
         raw = np.frombuffer(piece.encode(), np.uint8)
         histogram += np.bincount(raw, minlength=256)
         size += len(raw)
         report(len(raw))
-    return count, size, histogram
+    return count, last, size, histogram
