@@ -45,6 +45,6 @@ def get(name: str, vocabulary: Vocabulary) -> Objective:
     require(
         name != "masked" or vocabulary.mask_id is not None,
         "objective=masked needs a tokenizer with a mask token; this one has none. "
-        "tokenizer=bytes, bpe, unigram and word have one",
+        "tokenizer=bytes, bpe, unigram, word and roberta have one",
     )
     return OBJECTIVES[name]
