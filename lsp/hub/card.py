@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from lsp.hub.comparison import TOLERANCE, Comparison
-from lsp.hub.published import PublishedForm
+from lsp.hub.form import PublishedForm
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ def model_card(
     front = {
         "library_name": "transformers",
         "pipeline_tag": form.pipeline,
-        "tags": [form.model_type, "long-sequence", "pretraining", "lsp"],
+        "tags": [form.architecture, "long-sequence", "pretraining", "lsp"],
     }
     parts = [
         "---\n" + yaml.safe_dump(front, sort_keys=False) + "---\n",
         f"# {evidence.run_name}\n",
-        f"A {form.model_type.capitalize()} language model "
+        f"A {form.title} language model "
         f"({evidence.config['objective']['name']}), {_origin(evidence)}. It reads up to "
         f"{positions:,} tokens; the weights are {dtype}.\n",
         _usage(form, has_tokenizer=comparison.texts > 0),
@@ -85,24 +85,33 @@ def _origin(evidence: Evidence) -> str:
 
 
 def _usage(form: PublishedForm, *, has_tokenizer: bool) -> str:
+    folder, code = '"path/to/this/folder"', ""
+    if form.auto_map:
+        files = " and ".join(f"`{file.name}`" for file in form.code)
+        code = (
+            f"\n`transformers` has no class for this model: {files} in this folder are it. They "
+            "need nothing else; read them before `trust_remote_code=True` runs them.\n"
+        )
+    model = f"{form.auto_class}.from_pretrained({folder})"
+    if form.auto_map:
+        model = f"{form.auto_class}.from_pretrained({folder}, trust_remote_code=True)"
     if not has_tokenizer:
         return (
             "## Use\n\nThis model has no tokenizer.\n\n```python\n"
-            f"from transformers import {form.auto_class}\n\n"
-            f'model = {form.auto_class}.from_pretrained("path/to/this/folder")\n```\n'
+            f"from transformers import {form.auto_class}\n\nmodel = {model}\n```\n{code}"
         )
     lines = [
         f"from transformers import {form.auto_class}, AutoTokenizer",
         "",
-        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
-        f'model = {form.auto_class}.from_pretrained("path/to/this/folder")',
+        f"tokenizer = AutoTokenizer.from_pretrained({folder})",
+        f"model = {model}",
         'ids = tokenizer("def ", return_tensors="pt", add_special_tokens=False).input_ids',
     ]
     if form.generates:
         lines += ["print(tokenizer.decode(model.generate(ids, max_new_tokens=50)[0]))"]
     else:
         lines += ["print(model(ids).logits.argmax(-1))"]
-    return "## Use\n\n```python\n" + "\n".join(lines) + "\n```\n"
+    return "## Use\n\n```python\n" + "\n".join(lines) + f"\n```\n{code}"
 
 
 def _training(evidence: Evidence) -> str:

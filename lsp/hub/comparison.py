@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from lsp.core.errors import UserError
 from lsp.core.seeding import stream
-from lsp.hub.published import PublishedForm
+from lsp.hub.form import PublishedForm
 from lsp.hub.weights import fingerprint
 from lsp.models.interface import LanguageModel
 
@@ -146,6 +146,7 @@ def compare(
                 "auto_class": form.auto_class,
                 "model_class": form.model_class,
                 "config": dict(config),
+                "trust_remote_code": bool(form.auto_map),
                 "weights": {name: fingerprint(w.float()) for name, w in published.items()},
                 "tokenizer": tokens,
                 "hash_seed": hash_seed,
@@ -237,6 +238,8 @@ def _reload(scratch: Path, task: dict[str, Any]) -> dict[str, Any]:
         # Where the rotations of LSH attention are drawn: the generators of a GPU give others.
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
+        # Where transformers puts the code that an export brings along.
+        "HF_MODULES_CACHE": str(scratch / "modules"),
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }

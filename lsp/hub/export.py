@@ -19,7 +19,7 @@ from lsp.core.errors import UserError, require
 from lsp.core.versions import versions
 from lsp.hub.card import Evidence, model_card
 from lsp.hub.comparison import HASH_SEED, Case, Comparison, compare
-from lsp.hub.published import CONFIG_FILE, form_of, objective_of
+from lsp.hub.published import CONFIG_FILE, form_of
 from lsp.hub.weights import cast, write_weights
 from lsp.models.interface import LanguageModel
 
@@ -34,7 +34,6 @@ def export_model(
     model: LanguageModel,
     *,
     build: Callable[[Any], LanguageModel],
-    model_type: str,
     sequence_length: int,
     tokenizer_path: Path | None,
     out: Path,
@@ -51,7 +50,6 @@ def export_model(
     Args:
         model: The trained model, with its completed config.
         build: Makes a model of the architecture from a config.
-        model_type: Name of the architecture.
         sequence_length: Length it was trained at.
         tokenizer_path: Folder with the files of the run's tokenizer; None where it has none.
         out: Folder that appears.
@@ -73,7 +71,7 @@ def export_model(
         0 <= verify_length <= sequence_length,
         f"verify_length={verify_length} must be 1 to {sequence_length}, or 0 for the whole length",
     )
-    form = form_of(model_type, objective_of(model.config))
+    form = form_of(model.config)
     weights = cast(model.state_dict(), dtype)
     published = form.to_published(weights)
     config = form.published_config(model.config, form)
@@ -89,6 +87,8 @@ def export_model(
         _write_json(
             staging / CONFIG_FILE, config | {"transformers_version": version("transformers")}
         )
+        for file in form.code:
+            shutil.copyfile(file, staging / file.name)
         if form.generates:
             _write_json(staging / "generation_config.json", _generation_config(model.config))
         if tokenizer_path is not None:
@@ -173,7 +173,7 @@ def _generation_config(config: Any) -> dict[str, Any]:
     return {
         **{f"{key}_token_id": value for key, value in special.items() if value is not None},
         "do_sample": True,
-        "use_cache": config.use_cache,
+        "use_cache": getattr(config, "use_cache", True),
         **_written_by(),
     }
 

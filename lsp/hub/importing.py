@@ -8,19 +8,21 @@ from typing import Any
 
 import torch
 
+from data_pipelines.published_tokenizers import PICKLES
+from data_pipelines.tokenizers import save_published
 from lsp.core.errors import UserError, require
 from lsp.hub.published import (
     config_from_published,
-    form_of,
     objective_of,
+    read_form,
     read_published_config,
 )
 from lsp.hub.weights import read_published_weights
 
-SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", *PICKLES)
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json",
-    "vocab.txt",
+    "vocab.txt", *PICKLES,
 )  # fmt: skip
 BYTES_VOCABULARY, BYTES_OFFSET = 258, 2
 
@@ -31,7 +33,7 @@ class PublishedModel:
 
     Attributes:
         folder: Where its files lie.
-        model_type: Name of the architecture.
+        architecture: Its name.
         config: Of the architecture.
         objective: What it was trained for, or can go on with.
         weights: fp32, by our names.
@@ -39,7 +41,7 @@ class PublishedModel:
     """
 
     folder: Path
-    model_type: str
+    architecture: str
     config: Any
     objective: str
     weights: dict[str, torch.Tensor]
@@ -89,14 +91,13 @@ def read_published(folder: Path) -> PublishedModel:
     """
     published = read_published_config(folder)
     config, ignored = config_from_published(published)
-    model_type, objective = published["model_type"], objective_of(config)
-    form = form_of(model_type, objective)
+    form = read_form(published)
     weights = form.from_published(read_published_weights(folder), config)
     return PublishedModel(
         folder=folder,
-        model_type=model_type,
+        architecture=form.architecture,
         config=config,
-        objective=objective,
+        objective=objective_of(config),
         weights={name: weight.float().contiguous() for name, weight in weights.items()},
         ignored=ignored,
     )
@@ -123,6 +124,10 @@ def import_tokenizer(published: PublishedModel, out: Path) -> str | None:
         return f"bytes, byte 0 as token {BYTES_OFFSET}, as published for {vocab_size} tokens"
     from transformers import AutoTokenizer
 
+    size = save_published(published.folder, out)
+    if size is not None:
+        _check_fits(published, size)
+        return f"{size:,} tokens"
     try:
         tokenizer = AutoTokenizer.from_pretrained(published.folder)
     except Exception as error:  # whatever loading someone else's files can raise
@@ -130,16 +135,21 @@ def import_tokenizer(published: PublishedModel, out: Path) -> str | None:
         raise UserError(
             f"{published.folder}: its tokenizer cannot be loaded: {reason[:200]}"
         ) from error
-    require(
-        len(tokenizer) <= vocab_size,
-        f"{published.folder}: its tokenizer has {len(tokenizer)} tokens, and its model only "
-        f"vocab_size={vocab_size}",
-    )
+    _check_fits(published, len(tokenizer))
     # A model that was made longer comes with the tokenizer of the short one, which would cut texts.
     longest = int(published.config.max_positions)
     tokenizer.model_max_length = max(tokenizer.model_max_length, longest)
     tokenizer.save_pretrained(out)
     return f"{len(tokenizer):,} tokens"
+
+
+def _check_fits(published: PublishedModel, size: int) -> None:
+    vocab_size = int(published.config.vocab_size)
+    require(
+        size <= vocab_size,
+        f"{published.folder}: its tokenizer has {size} tokens, and its model only "
+        f"vocab_size={vocab_size}",
+    )
 
 
 def _byte_tokenizer() -> Any:

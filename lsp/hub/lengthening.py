@@ -35,7 +35,7 @@ def read_lengthened(
     weights = long_weights(read_published_weights(folder), short, config)
     return PublishedModel(
         folder=folder,
-        model_type=MODEL_TYPE,
+        architecture=MODEL_TYPE,
         config=config,
         objective="masked",
         weights={name: weight.float().contiguous() for name, weight in weights.items()},

@@ -26,7 +26,9 @@ def main(task_file: str, report_file: str) -> None:
     expected = load_file(Path(task_file).with_name("expected.safetensors"))
     torch.set_num_threads(task["threads"])
     auto_class = getattr(transformers, task["auto_class"])
-    model, info = auto_class.from_pretrained(task["folder"], output_loading_info=True)
+    model, info = auto_class.from_pretrained(
+        task["folder"], output_loading_info=True, trust_remote_code=task["trust_remote_code"]
+    )
     model.eval()
     complaints = class_complaints(model, task) + loading_complaints(info)
     complaints += config_complaints(model.config, task["config"])

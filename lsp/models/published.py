@@ -15,7 +15,7 @@ BOOKKEEPING = frozenset((
     "id2label", "label2id", "num_labels", "problem_type", "output_hidden_states",
     "output_attentions", "return_dict", "is_encoder_decoder", "task_specific_params",
     "cls_token_id", "mask_token_id", "decoder_start_token_id", "attn_implementation",
-    "_attn_implementation_autoset",
+    "_attn_implementation_autoset", "auto_map",
 ))
 """Keys of published files that say nothing about a model: what `transformers` notes for itself."""
 # fmt: on

@@ -39,7 +39,6 @@ def run_export(config: ExportConfig) -> int:
     comparison = export_model(
         loaded.model,
         build=architecture.build,
-        model_type=architecture.name,
         sequence_length=loaded.config.sequence_length,
         tokenizer_path=tokenizer if tokenizer.is_dir() else None,
         out=out,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from data_pipelines.prepare import PreparedData
 from lsp.core.errors import UserError
-from lsp.hub.published import FORMS
-from lsp.models import registry
 from lsp.run.config import RunConfig
 from lsp.run.load import load_run
 from lsp.tracking.tracker import read_rows
@@ -78,9 +76,8 @@ def _what_next(config: RunConfig) -> str:
         f"\nloss curve: {run}/loss.png   metrics: {run}/metrics.jsonl",
         "next:",
         f"  lsp evaluate run={run}",
+        f"  lsp export   run={run} out=exported/{config.run_name}",
     ]
-    if (registry.name_of(config.architecture), config.objective.name) in FORMS:
-        lines.append(f"  lsp export   run={run} out=exported/{config.run_name}")
     if config.objective.name == "causal":
         lines.insert(2, f'  lsp generate run={run} prompt="{_prompt(config)}"')
     return "\n".join(lines)

@@ -41,7 +41,7 @@ def run_import(config: ImportConfig) -> int:
     with torch.device("meta"):  # what is tied has two names, and is one parameter
         parameters = sum(p.numel() for p in build_model(run).parameters())
     print(f"imported {config.source} into {out}")
-    print(f"  {published.model_type}, {parameters:,} parameters, objective={published.objective}")
+    print(f"  {published.architecture}, {parameters:,} parameters, objective={published.objective}")
     print(f"  sequence_length={run.sequence_length:,}")
     print(f"  tokenizer: {tokenizer or f'none; put its files into {out}/tokenizer'}")
     if published.ignored:
@@ -80,6 +80,7 @@ def _read(config: ImportConfig) -> PublishedModel:
             "RoBERTa",
         )
     published = read_published(folder)
+    kind = published.architecture
     require(
         kind == config.architecture,
         f"architecture={config.architecture}, but {config.source} is a {kind}: "
@@ -103,7 +104,7 @@ def run_config(published: PublishedModel, out: Path) -> RunConfig:
     config.tokens_per_step = -(-config.tokens_per_step // length) * length
     config.objective = ObjectiveConfig(name=published.objective)
     config.tokenizer = TokenizerConfig(kind="pretrained", name=str(out / "tokenizer"))
-    config.architecture = registry.get(published.model_type).resolve(
+    config.architecture = registry.get(published.architecture).resolve(
         published.config,
         vocab_size=published.config.vocab_size,
         sequence_length=length,

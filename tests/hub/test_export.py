@@ -28,7 +28,6 @@ def run_export(model, tokenizer_path, out, **options):
     return export_model(
         model,
         build=Reformer,
-        model_type="reformer",
         sequence_length=LENGTH,
         tokenizer_path=tokenizer_path,
         out=out,
@@ -101,7 +100,7 @@ def test_weights_come_back_bit_equal(exported):
     out, model, _ = exported
     config, _ = config_from_published(json.loads((out / "config.json").read_text()))
     assert config == model.config
-    form = form_of("reformer", "causal")
+    form = form_of(config)
     back = form.from_published(read_published_weights(out), config)
     assert all(torch.equal(back[name], w) for name, w in model.state_dict().items())
 

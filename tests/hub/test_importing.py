@@ -47,7 +47,7 @@ def publish(folder, form, **changes):
 def test_weights_are_those_published(tmp_path, form):
     theirs = publish(tmp_path, form)
     published = read_published(tmp_path)
-    assert (published.model_type, published.objective) == ("reformer", "causal")
+    assert (published.architecture, published.objective) == ("reformer", "causal")
     for name, weight in theirs.state_dict().items():
         assert torch.equal(published.weights[name], weight)
     ours = Reformer(published.config).eval()

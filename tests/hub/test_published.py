@@ -11,7 +11,6 @@ from lsp.hub.published import (
     FORMS,
     config_from_published,
     form_of,
-    objective_of,
     read_published_config,
 )
 from lsp.models import registry
@@ -31,7 +30,7 @@ GRID = {
 @pytest.mark.parametrize("changes", GRID.values(), ids=GRID)
 def test_transformers_reads_every_field_as_it_was_written(changes):
     config = tiny_config(**changes)
-    form = form_of("reformer", objective_of(config))
+    form = form_of(config)
     written = json.loads(json.dumps(form.published_config(config, form)))
     read = json.loads(json.dumps(transformers.ReformerConfig.from_dict(written).to_dict()))
     assert {key: read.get(key) for key in written} == written
@@ -41,7 +40,7 @@ def test_transformers_reads_every_field_as_it_was_written(changes):
 @pytest.mark.parametrize("changes", GRID.values(), ids=GRID)
 def test_weight_names_and_shapes_are_those_of_the_published_class(changes):
     model = tiny_model(**changes)
-    form = form_of("reformer", objective_of(model.config))
+    form = form_of(model.config)
     config = transformers.ReformerConfig.from_dict(form.published_config(model.config, form))
     theirs = getattr(transformers, form.model_class)(config).state_dict()
     published = form.to_published(model.state_dict())
@@ -52,29 +51,22 @@ def test_weight_names_and_shapes_are_those_of_the_published_class(changes):
 
 
 def test_every_architecture_and_objective_has_a_form():
+    objectives = {"AutoModelForCausalLM": "causal", "AutoModelForMaskedLM": "masked"}
     pairs = {(a.name, o) for a in registry.ARCHITECTURES.values() for o in a.objectives}
-    # transformers' Longformer cannot be causal.
-    assert pairs == set(FORMS) | {("longformer", "causal")}
-    with pytest.raises(UserError, match="longformer trained with objective=causal has no publish"):
-        form_of("longformer", "causal")
+    assert pairs == {(form.architecture, objectives[form.auto_class]) for form in FORMS}
+    assert all(file.is_file() for form in FORMS for file in form.code)
 
 
-def test_a_pair_without_a_form_is_refused():
-    with pytest.raises(UserError, match="reformer trained with objective=span has no published"):
-        form_of("reformer", "span")
+def test_code_is_bundled_only_where_transformers_has_no_class():
+    assert not form_of(LongformerConfig(global_tokens=1)).code
+    for changes in ({"is_decoder": True}, {"attention_dilation": [2] * 12}):
+        assert form_of(LongformerConfig(**changes)).code
 
 
 def test_unsettled_buckets_are_refused():
     config = tiny_config(num_buckets=None)
-    form = form_of("reformer", "causal")
+    form = form_of(config)
     with pytest.raises(UserError, match=r"architecture\.num_buckets is not settled"):
-        form.published_config(config, form)
-
-
-def test_gaps_are_refused():
-    config = LongformerConfig(attention_dilation=[2] * 12)
-    form = form_of("longformer", "masked")
-    with pytest.raises(UserError, match=r"architecture\.attention_dilation=.* has no gaps"):
         form.published_config(config, form)
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from data_pipelines.config import TokenizerConfig
 from data_pipelines.tokenizers import save_tokenizer
 from lsp.hub.card import Evidence
+from lsp.models.interface import LanguageModel
 from lsp.models.reformer import Reformer
 from lsp.models.reformer_config import ReformerConfig
+
+Model = TypeVar("Model", bound=LanguageModel)
 
 LENGTH = 64
 VOCABULARY = 260
@@ -40,12 +43,16 @@ def tiny_config(**changes: Any) -> ReformerConfig:
 
 def tiny_model(**changes: Any) -> Reformer:
     torch.manual_seed(0)
-    model = Reformer(tiny_config(**changes)).eval()
-    # Fresh norms and biases are ones and zeros, which many mistakes leave as they are.
+    return shaken(Reformer(tiny_config(**changes)))
+
+
+def shaken(model: Model) -> Model:
+    """Moves every weight: fresh norms and biases, ones and zeros, hide many mistakes."""
+    torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
+    return model.eval()
 
 
 def write_byte_tokenizer(folder: Path) -> Path:

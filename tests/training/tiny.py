@@ -41,7 +41,7 @@ def reformer(
     return Reformer(ReformerConfig(**settings | values), memory)
 
 
-def longformer(residual: str = "recomputed", **values: Any) -> Longformer:
+def longformer(memory: str = "auto", **values: Any) -> Longformer:
     settings: dict[str, Any] = {
         "attention_window": 16,
         "hidden_size": 32,
@@ -53,7 +53,7 @@ def longformer(residual: str = "recomputed", **values: Any) -> Longformer:
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     }
-    return Longformer(LongformerConfig(**settings | values), MemoryConfig(residual=residual))
+    return Longformer(LongformerConfig(**settings | values), MemoryConfig(residual=memory))
 
 
 def batch(seed: int, rows: int = 4) -> Batch:

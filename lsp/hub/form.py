@@ -1,0 +1,66 @@
+"""How `transformers` knows an architecture: classes, `config.json`, weight names, and code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lsp.models.interface import LanguageModel
+
+Weights = Mapping[str, torch.Tensor]
+
+BUNDLED = Path(__file__).with_name("bundled")
+"""Folder of the model code that exports take along."""
+
+
+@dataclass(frozen=True)
+class PublishedForm:
+    """One architecture under one objective, as `transformers` has it.
+
+    Attributes:
+        architecture: Our name of it.
+        model_type: Its name in `config.json`.
+        title: Its name in words.
+        auto_class: Opens the folder by its `config.json` alone.
+        model_class: What that has to give, and `architectures` in `config.json`.
+        pipeline: Task of the model card.
+        generates: Whether the class can continue a text.
+        keeps_logits: Whether its forward pass can be limited to the scores of some positions.
+        config_class: Our dataclass with the published field names.
+        published_config: (our config, this form) to the content of `config.json`.
+        ignored_keys: Keys of published files that say nothing about the model.
+        to_published: Weights under our names to weights under the published ones.
+        from_published: (published weights, our config) to weights under our names, all there and
+            of the right shapes.
+        some_logits: (model, (1, L) input ids, (K,) positions) to (1, K, V) scores.
+        tied: Names of weights that a file need not hold where the config says they are tied.
+        auto_map: Where `transformers` has no such class: what opens the folder, by the name of the
+            auto class, as `file.class` of the code that lies in it.
+    """
+
+    architecture: str
+    model_type: str
+    title: str
+    auto_class: str
+    model_class: str
+    pipeline: str
+    generates: bool
+    keeps_logits: bool
+    config_class: type
+    published_config: Callable[[Any, PublishedForm], dict[str, Any]]
+    ignored_keys: frozenset[str]
+    to_published: Callable[[Weights], dict[str, torch.Tensor]]
+    from_published: Callable[[Weights, Any], dict[str, torch.Tensor]]
+    some_logits: Callable[[LanguageModel, torch.Tensor, torch.Tensor], torch.Tensor]
+    tied: tuple[str, ...] = ()
+    auto_map: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def code(self) -> list[Path]:
+        """Files of model code that the folder needs."""
+        names = {target.partition(".")[0] for target in self.auto_map.values()}
+        return [BUNDLED / f"{name}.py" for name in sorted(names)]
