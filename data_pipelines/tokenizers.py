@@ -222,6 +222,8 @@ def _copy_pretrained(config: TokenizerConfig, folder: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.name, revision=config.revision)
     except Exception as error:  # whatever loading someone else's files can raise
+        if not local.exists() and _fetch_vocabulary(config, folder):
+            return
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise DataError(
             f"tokenizer.name={config.name} cannot be loaded: {reason[:300]}\n"
@@ -242,6 +244,21 @@ def _copy_pretrained(config: TokenizerConfig, folder: Path) -> None:
     special = {role: int(number) for role, number in ids.items() if number is not None}
     begin = [special["eos"]] if tokenizer.init_kwargs.get("add_double_eos") else []
     _write_settings(folder, "pretrained", max(tokenizer.get_vocab().values()) + 1, special, begin)
+
+
+def _fetch_vocabulary(config: TokenizerConfig, folder: Path) -> bool:
+    """Whether the Hub has vocabulary files that a tokenizer could be made of, as it now is."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    patterns = ["config.json", "tokenizer_config.json", "vocab.*", "merges.txt", "spiece.model"]
+    try:
+        fetched = snapshot_download(
+            str(config.name), revision=config.revision, allow_patterns=patterns
+        )
+    except (HfHubHTTPError, HFValidationError, OSError):
+        return False
+    return save_published(Path(fetched), folder) is not None
 
 
 def _own(

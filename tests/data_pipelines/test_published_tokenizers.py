@@ -313,6 +313,25 @@ def test_pickled_vocabulary(name: str, form: str, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "vocab.txt").read_text().startswith("<eos> 0\nthe 5\n")
 
 
+def test_pickled_vocabulary_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which `transformers` does not open any more."""
+    import huggingface_hub
+    import transformers
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise ValueError("no tokenizer of that kind")
+
+    (tmp_path / "fetched").mkdir()
+    write_pickle(tmp_path / "fetched" / "vocab.pkl", published_words(), "2")
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", refuse)
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *args, **kwargs: tmp_path / "fetched"
+    )
+    config = TokenizerConfig(kind="pretrained", name="transfo-xl/transfo-xl-wt103")
+    save_tokenizer(config, tmp_path / "out", list)
+    assert load_encoder(tmp_path / "out").encode("the fox").tolist() == [1, 5]
+
+
 def test_text_vocabulary(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("<S>\nthe 10\n<UNK> 3\nfox\nthe\n")
     assert save_published(tmp_path, tmp_path / "out") == 4
