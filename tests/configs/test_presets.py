@@ -68,7 +68,9 @@ def test_preset_begins_with_its_schema(preset):
     text = (conf_dir() / f"{preset}.yaml").read_text()
     first, *rest = yaml.safe_load(text)["defaults"]
     assert first.endswith("_schema")
-    assert rest == ["_self_"]
+    *chosen, last = rest
+    assert last == "_self_"
+    assert all(key.startswith("override /") for choice in chosen for key in choice)
     assert "@package" not in text
 
 
