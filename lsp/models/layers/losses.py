@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lsp.core.batch import IGNORE_INDEX
-from lsp.models.layers.tied import WaitingGradient
+from lsp.models.layers.tied import WaitingGradient, WaitingGradients
 from lsp.models.layers.tiling import Autocast, ParameterGradients, tile_spans
 
 
@@ -66,7 +66,7 @@ def tiled_loss(
     labels_BL: torch.Tensor,
     tiles: int,
     parameters: Iterable[torch.Tensor],
-    waiting: WaitingGradient | None = None,
+    waiting: WaitingGradient | WaitingGradients | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Adds up a loss over tiles of the sequence.
 
@@ -104,7 +104,7 @@ class _TiledLoss(torch.autograd.Function):
         labels_BL: torch.Tensor,
         spans: list[slice],
         learned: list[torch.Tensor],
-        waiting: WaitingGradient | None,
+        waiting: WaitingGradient | WaitingGradients | None,
         *inputs: torch.Tensor,
     ) -> torch.Tensor:
         ctx.waiting = waiting

@@ -32,9 +32,13 @@ class Block(nn.Module, ABC):
 
     The same input and memo must always give the same result: random numbers come from seeds in the
     memo. No parameter may be used both in `before` and in `after`.
+
+    Attributes:
+        mixes: Whether it mixes positions.
+        brings: Whether `beside` gives anything.
     """
 
-    mixes = True
+    mixes, brings = True, False
 
     def forward(self, step: str, *arguments: Any) -> Any:
         """Runs one step; through `__call__`, where hooks gather sharded parameters."""
@@ -51,6 +55,13 @@ class Block(nn.Module, ABC):
     def before(self, x_BKD: torch.Tensor, memo: Any, tile: slice) -> tuple[torch.Tensor, ...]:
         """From a tile of the input to what is mixed: (B, K, ...) each."""
         raise NotImplementedError
+
+    def beside(self, memo: Any) -> tuple[torch.Tensor, ...]:
+        """What is mixed with the positions and does not come from the stream; learns as `before`.
+
+        It comes after what `before` gives, in any shapes; no part of it may be without gradient.
+        """
+        return ()
 
     def across(self, mixed: Sequence[torch.Tensor], memo: Any) -> torch.Tensor:
         """Mixes positions: from (B, L, ...) each to (B, L, E). Learns nothing itself."""
@@ -97,12 +108,18 @@ def _stored(x_BLD: torch.Tensor, block: Block, memo: Any) -> torch.Tensor:
     mixed = None
     if block.mixes:
         parts = [block("before", x_BLD[:, tile], memo, tile) for tile in tiles]
-        mixed = block("across", [torch.cat(p, dim=1) for p in zip(*parts, strict=True)], memo)
+        joined = [torch.cat(part, dim=1) for part in zip(*parts, strict=True)]
+        mixed = block("across", [*joined, *_beside(block, memo)], memo)
     outs = [
         block("after", None if mixed is None else mixed[:, tile], x_BLD[:, tile], memo, tile)
         for tile in tiles
     ]
     return torch.cat(outs, dim=1)
+
+
+def _beside(block: Block, memo: Any) -> tuple[torch.Tensor, ...]:
+    # A call may be a collective, where weights are sharded.
+    return block("beside", memo) if block.brings else ()
 
 
 class _Recomputed(torch.autograd.Function):
@@ -119,7 +136,7 @@ class _Recomputed(torch.autograd.Function):
                 before = Joined(x_BLD.shape[1])
                 for tile in tiles:
                     before.put(tile, block("before", x_BLD[:, tile], memo, tile))
-                mixed = block("across", before.parts, memo)
+                mixed = block("across", [*before.parts, *_beside(block, memo)], memo)
                 del before
             for tile in tiles:
                 mixed_BKE = None if mixed is None else mixed[:, tile]
@@ -168,8 +185,11 @@ class _Differentiation:
             leaves.append(leaf)
             edges.append([graph_edge(value) for value in values])
             del values
-        parts = [part.requires_grad_() for part in before.parts]
-        del before
+        with torch.enable_grad(), self.autocast():
+            beside = _beside(self.block, self.memo)
+        edges_beside = [graph_edge(value) for value in beside]
+        parts = [part.detach().requires_grad_() for part in (*before.parts, *beside)]
+        del before, beside
         with torch.enable_grad(), self.autocast():
             out = self.block("across", parts, self.memo)
         edge, mixed = graph_edge(out), out.detach()
@@ -179,6 +199,10 @@ class _Differentiation:
         grads = torch.autograd.grad([edge], parts, [grad_mixed])
         del parts, edge, grad_mixed
         gradients = ParameterGradients(self.block.learned())
+        if edges_beside:
+            gradients.collect(edges_beside, grads[len(grads) - len(edges_beside) :], [])
+            grads = grads[: len(grads) - len(edges_beside)]
+        del edges_beside
         for index, tile in enumerate(self.tiles):
             wanted = [grad[:, tile] for grad in grads]
             (grad,) = self._backward(gradients, edges[index], wanted, [leaves[index]], tile)

@@ -7,6 +7,7 @@ its share is there: the share waits here until the embedding's arrives, which is
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -53,6 +54,18 @@ class WaitingGradient:
         handle = weight.register_hook(add)
 
 
+class WaitingGradients:
+    """Several of them, of different weights."""
+
+    def __init__(self, members: Iterable[WaitingGradient]) -> None:
+        self._members = list(members)
+
+    def scale(self, factor: torch.Tensor) -> None:
+        """Multiplies what is waiting by a scalar."""
+        for member in self._members:
+            member.scale(factor)
+
+
 class _Waiting(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -77,3 +90,31 @@ class TiedEmbedding(nn.Embedding):
         if self.waiting is not None:
             self.waiting.join(self.weight)
         return super().forward(ids)
+
+
+def give_waiting(
+    x: torch.Tensor, weights: list[tuple[nn.Parameter, WaitingGradient]]
+) -> torch.Tensor:
+    """`x` itself; once its gradient is there, the weights get what has been waiting for them.
+
+    For weights that are used many times, but never in plain autograd: `x` is made before all of
+    their uses, so its gradient comes after theirs.
+    """
+    if not (torch.is_grad_enabled() and any(weight.requires_grad for weight, _ in weights)):
+        return x
+    for weight, waiting in weights:
+        waiting.join(weight)
+    out: torch.Tensor = _Giving.apply(x, *(weight for weight, _ in weights))
+    return out
+
+
+class _Giving(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(*weights)
+        return x.view_as(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return grad, *(torch.zeros_like(weight) for weight in ctx.saved_tensors)
