@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from lsp.core.errors import unknown_choice
-from lsp.models import longformer_config, reformer_config
+from lsp.models import longformer_config, reformer_config, transformer_xl_config
 from lsp.models.interface import Architecture
 from lsp.models.longformer import Longformer
 from lsp.models.longformer_config import LongformerConfig
 from lsp.models.reformer import Reformer
 from lsp.models.reformer_config import ReformerConfig
+from lsp.models.transformer_xl import TransformerXL
+from lsp.models.transformer_xl_config import TransformerXLConfig
 
 ARCHITECTURES: dict[str, Architecture] = {
     "reformer": Architecture(
@@ -30,6 +32,17 @@ ARCHITECTURES: dict[str, Architecture] = {
         resolve=longformer_config.resolve,
         check_shares=LongformerConfig.check_shares,
         residuals=longformer_config.residuals,
+    ),
+    "transformer_xl": Architecture(
+        name="transformer_xl",
+        config_class=TransformerXLConfig,
+        build=TransformerXL,
+        objectives=("causal",),
+        length_multiple=lambda _: 1,
+        resolve=transformer_xl_config.resolve,
+        check_shares=TransformerXLConfig.check_shares,
+        residuals=lambda _: transformer_xl_config.RESIDUALS,
+        remembers=True,
     ),
 }
 

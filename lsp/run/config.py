@@ -14,9 +14,11 @@ from data_pipelines.config import DataConfig, PackingConfig, TokenizerConfig
 from lsp.checkpointing.config import CheckpointConfig
 from lsp.core.errors import require, unknown_choice
 from lsp.data.config import ObjectiveConfig
+from lsp.evaluation.config import ReportsConfig
 from lsp.models.longformer_config import LongformerConfig
 from lsp.models.memory import MemoryConfig
 from lsp.models.reformer_config import ReformerConfig
+from lsp.models.transformer_xl_config import TransformerXLConfig
 from lsp.parallel.config import ParallelismConfig, PrecisionConfig
 from lsp.tracking.config import TrackingConfig
 from lsp.training.config import (
@@ -29,7 +31,11 @@ from lsp.training.config import (
     WatchdogConfig,
 )
 
-ARCHITECTURES: dict[str, type] = {"reformer": ReformerConfig, "longformer": LongformerConfig}
+ARCHITECTURES: dict[str, type] = {
+    "reformer": ReformerConfig,
+    "longformer": LongformerConfig,
+    "transformer_xl": TransformerXLConfig,
+}
 """The config classes of the registry by name, without the models, whose import takes seconds."""
 
 OPTIMIZERS: dict[str, type[OptimizerConfig]] = {
@@ -92,8 +98,8 @@ class RunConfig:
 
 
 @dataclass
-class EvaluateConfig:
-    """What `lsp evaluate` measures.
+class EvaluateConfig(ReportsConfig):
+    """What `lsp evaluate` measures; see `ReportsConfig` for the reports.
 
     Attributes:
         run: Folder of a run.
@@ -110,6 +116,7 @@ class EvaluateConfig:
     out: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_checkpoint(self.checkpoint)
         if self.split not in SPLITS:
             raise unknown_choice("split", self.split, SPLITS)

@@ -1,0 +1,125 @@
+"""What the queries of a row see of its keys, and of those that are remembered before them.
+
+Made once for a pass and used by all of its layers: for every block of queries, the run of keys
+that any of them sees, in parts small enough for a core's cache, and whether documents hide some.
+
+Beyond the legend of `lsp.core.batch`: M positions are remembered, E = M + L keys in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from lsp.models.layers.chunks import CPU_BLOCK, GPU_BLOCK
+
+CPU_QUERIES, GPU_QUERIES = 64, 512
+GPU_KEYS = 4096
+
+
+@dataclass(frozen=True)
+class Run:
+    """A block of queries and the keys that they see.
+
+    Attributes:
+        first: The first query.
+        stop: One past the last.
+        parts: First and one past the last key of each part, from left to right.
+        masked: Whether some of these keys are of other documents than some of these queries.
+    """
+
+    first: int
+    stop: int
+    parts: tuple[tuple[int, int], ...]
+    masked: bool
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Which keys each query sees: of its own document, no later ones, and not too far away.
+
+    Attributes:
+        length: L, the queries, which are the last keys.
+        memory: M.
+        reach: Largest distance that is seen; None for any.
+        documents: (B, E) document of each key, -1 for what nobody sees; None where all are of
+            one. The output of a query with -1 is 0.
+        rows: The blocks of each row; one list for all where there is one document.
+    """
+
+    length: int
+    memory: int
+    reach: int | None
+    documents: torch.Tensor | None
+    rows: tuple[tuple[Run, ...], ...]
+
+    def runs(self, row: int) -> tuple[Run, ...]:
+        """The blocks of a row."""
+        return self.rows[row if self.documents is not None else 0]
+
+
+def make_sight(
+    length: int,
+    memory: int,
+    *,
+    reach: int | None,
+    device: torch.device,
+    document_BE: torch.Tensor | None = None,
+) -> Sight:
+    """Cuts rows into blocks.
+
+    Args:
+        length: L.
+        memory: M.
+        reach: Largest distance that is seen; None for any.
+        device: Where attention will be computed; a GPU wants larger blocks.
+        document_BE: (B, E) document of each key, -1 for what nobody sees; None where all are of
+            one.
+    """
+    on_cpu = device.type == "cpu"
+    queries = CPU_QUERIES if on_cpu else GPU_QUERIES
+    keys = CPU_BLOCK // CPU_QUERIES if on_cpu else GPU_KEYS
+    cut = partial(_runs, length, memory, reach, queries, keys)
+    if document_BE is None:
+        return Sight(length, memory, reach, None, (cut(None),))
+    # The one time that a GPU is waited for, in a pass.
+    rows = tuple(cut(document_E) for document_E in document_BE.cpu().numpy())
+    return Sight(length, memory, reach, document_BE, rows)
+
+
+def heads_at_once(device: torch.device, heads: int) -> int:
+    """How many heads are computed together: one on a CPU, else what a fixed budget holds."""
+    return 1 if device.type == "cpu" else max(1, min(heads, GPU_BLOCK // (GPU_QUERIES * GPU_KEYS)))
+
+
+def _runs(
+    length: int,
+    memory: int,
+    reach: int | None,
+    queries: int,
+    keys: int,
+    document_E: np.ndarray | None,
+) -> tuple[Run, ...]:
+    found = []
+    for first in range(0, length, queries):
+        stop = min(first + queries, length)
+        start = 0 if reach is None else max(0, memory + first - reach)
+        end, masked = memory + stop, False
+        if document_E is not None:
+            # What lies before the first key of these documents is not even looked at.
+            own = np.unique(document_E[memory + first : end])
+            start += int(np.isin(document_E[start:end], own).argmax())
+            masked = len(own) > 1 or bool((document_E[start:end] != own[0]).any())
+        found.append(Run(first, stop, tuple(_parts(start, end, keys)), masked))
+    return tuple(found)
+
+
+def _parts(start: int, end: int, keys: int) -> Sequence[tuple[int, int]]:
+    """Runs of keys, all but the first as long as possible."""
+    edges = [*range(end, start, -keys), start]
+    return [(left, right) for right, left in pairwise(edges)][::-1]
