@@ -190,6 +190,26 @@ def test_packing_that_the_architecture_cannot_keep_apart(packing, limited):
             validate_data(config)
 
 
+@pytest.mark.parametrize("packing", ["best_fit", "concatenate", "one_per_row"])
+def test_a_memory_needs_a_running_text(packing, limited):
+    limited(remembers=True)
+    for order in ("auto", "contiguous"):
+        config = load_train_config([f"packing={packing}", f"trainer.order={order}"])
+        if packing == "concatenate":
+            validate_data(config)
+        else:
+            with pytest.raises(UserError, match=f"packing={packing} takes apart.*concatenate"):
+                validate_data(config)
+    validate_data(load_train_config([f"packing={packing}", "trainer.order=shuffled"]))
+
+
+def test_order_without_a_memory():
+    with pytest.raises(UserError, match=r"trainer\.order=contiguous.*architecture=reformer does"):
+        validate_data(load_train_config(["trainer.order=contiguous", "packing=concatenate"]))
+    with pytest.raises(UserError, match=r"trainer\.order=shufled.*shuffled"):
+        load_train_config(["trainer.order=shufled"])
+
+
 def test_preparing_needs_neither_the_gpu_nor_the_processes_of_the_run():
     validate_data(load_train_config(["precision=fp16", "tokens_per_step=1"]))
 
