@@ -7,6 +7,7 @@ step repeats it.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from functools import partial
 from typing import Any, ClassVar
@@ -153,6 +154,12 @@ class SequenceClassification(HeadedModel):
     task = "sequence_classification"
 
     def build(self) -> None:
+        if self.config.is_decoder:
+            warnings.warn(
+                f"{self.task} reads the first token, which in a causal model sees nothing else: "
+                "use is_decoder=False",
+                stacklevel=2,
+            )
         self.classifier: nn.Module = ClassificationHead(self.reader, self.labels.num_labels)
 
     def forward(
