@@ -27,11 +27,12 @@ from lsp.models.layers.sequential import run_blocks
 from lsp.models.layers.tied import TiedEmbedding, WaitingGradient
 from lsp.models.layers.trace import Trace
 from lsp.models.longformer_config import LongformerConfig, residuals
-from lsp.models.longformer_layers import LongformerLayer, Memo, WindowAttention
 from lsp.models.longformer_generation import LongformerCache, new_cache
 from lsp.models.longformer_generation import step as generation_step
+from lsp.models.longformer_layers import LongformerLayer, Memo, WindowAttention
 from lsp.models.longformer_memory import Pass
 from lsp.models.longformer_reversible import ReversibleLayer
+from lsp.models.longformer_reversible_memory import ReversiblePass
 from lsp.models.memory import MemoryConfig
 
 
@@ -364,14 +365,6 @@ class Longformer(LanguageModel):
             input_ids, segment_ids, position_ids, global_BL, token_type_ids, seed
         )
 
-    def _like_stream(self, rows: int, length: int) -> torch.Tensor:
-        """Something of the stream's shape, type and device that takes no memory."""
-        weight = next(self.parameters())
-        return weight.new_empty(()).expand(rows, length, self.config.hidden_size)
-
-    def execution_plan(self, rows: int, length: int) -> dict[str, int]:
-        stream_BLD = self._like_stream(rows, length)
-        plan = {"the head": self._head_tiles(stream_BLD)}
     def new_cache(self) -> LongformerCache:
         """An empty memory for `step`."""
         return new_cache(self)
@@ -380,6 +373,14 @@ class Longformer(LanguageModel):
         """Scores of the token after `input_ids`: see `longformer_generation.step`."""
         return generation_step(self, input_ids, cache)
 
+    def _like_stream(self, rows: int, length: int) -> torch.Tensor:
+        """Something of the stream's shape, type and device that takes no memory."""
+        weight = next(self.parameters())
+        return weight.new_empty(()).expand(rows, length, self.config.hidden_size)
+
+    def execution_plan(self, rows: int, length: int) -> dict[str, int]:
+        stream_BLD = self._like_stream(rows, length)
+        plan = {"the head": self._head_tiles(stream_BLD)}
         for number, block in enumerate(self.longformer.encoder.blocks()):
             name = "feed_forward" if number % 2 else "attention"
             groups = len(block.groups(stream_BLD)) if self.config.reversible else 1
@@ -402,19 +403,23 @@ class Longformer(LanguageModel):
     def _pass(self, rows: int, length: int, half: bool) -> Pass:
         stream_BLD = self._like_stream(rows, length)
         attention, feed_forward, *_ = self.longformer.encoder.blocks()
-        return Pass(
-            self.config,
-            dataclasses.replace(self.memory),
-            rows,
-            length,
-            degree=self.longformer.exchange.degree,
-            attention_tiles=len(attention.tiles(stream_BLD)),
-            feed_forward_tiles=len(feed_forward.tiles(stream_BLD)),
-            head_tiles=self._head_tiles(stream_BLD),
-            device=stream_BLD.device,
-            stream=stream_BLD.element_size(),
-            product=2 if half else stream_BLD.element_size(),
-        )
+        sizes: dict[str, Any] = {
+            "rows": rows,
+            "length": length,
+            "degree": self.longformer.exchange.degree,
+            "attention_tiles": len(attention.tiles(stream_BLD)),
+            "feed_forward_tiles": len(feed_forward.tiles(stream_BLD)),
+            "head_tiles": self._head_tiles(stream_BLD),
+            "device": stream_BLD.device,
+            "stream": stream_BLD.element_size(),
+            "product": 2 if half else stream_BLD.element_size(),
+        }
+        memory = dataclasses.replace(self.memory)
+        if not self.config.reversible:
+            return Pass(self.config, memory, **sizes)
+        groups = attention.groups(stream_BLD)
+        sizes |= {"groups": len(groups), "heads": max(g.stop - g.start for g in groups)}
+        return ReversiblePass(self.config, memory, **sizes)
 
     def flops_per_token(self, sequence_length: int) -> float:
         """See `LanguageModel`; attention counts the keys of a window."""

@@ -110,6 +110,10 @@ class Pass:
             return Span(min(reach, last), 0).window()
         return Span(min(reach // 2, last), min(reach // 2, last)).window()
 
+    @property
+    def _heads_at_once(self) -> int:
+        return self.config.num_attention_heads
+
     def _masks(self, count: int) -> int:
         """Dropout masks of the stream's size."""
         dropped = self.config.hidden_dropout_prob
@@ -180,7 +184,7 @@ class Pass:
         size = config.hidden_size // config.num_attention_heads
         chunks = -(-length // window.chunk_length)
         at_once, per_block = block_sizes(
-            self.device, max(1, config.num_attention_heads // self.degree), chunks, window
+            self.device, max(1, self._heads_at_once // self.degree), chunks, window
         )
         ring = at_once * (chunks * window.chunk_length + window.outer)
         buffers = ring * size * 2 * (self.product + FP32)

@@ -41,6 +41,11 @@ LONGFORMERS = [
     Case("longformer, gaps", (("attention_dilation", [1, [1, 2, 4, 4]]),)),
     Case("longformer, untied", (("tie_word_embeddings", False),)),
     Case("longformer, evaluation", training=False),
+    Case("longformer, reversible", (("residual", "reversible"),)),
+    Case(
+        "longformer, reversible, global tokens",
+        (("residual", "reversible"), ("global_tokens", 2), ("num_attention_heads", 8)),
+    ),
 ]
 CASES += [replace(case, architecture="longformer") for case in LONGFORMERS]
 

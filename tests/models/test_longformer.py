@@ -22,6 +22,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "global tokens": {"global_tokens": 2},
     "gaps": {"attention_dilation": [1, [2, 4]]},
     "causal with gaps": {"is_decoder": True, "attention_dilation": [2, 4]},
+    "reversible": {"residual": "reversible", "global_tokens": 2},
+    "reversible, causal": {"residual": "reversible", "is_decoder": True},
 }
 
 

@@ -8,7 +8,7 @@ from lsp.models.memory import MemoryConfig
 from tests.models.allocated import assert_estimate_is_close
 
 
-def _model(residual: str, length: int, memory: dict, changes: dict) -> Longformer:
+def tiny(residual: str, length: int, memory: dict, changes: dict) -> Longformer:
     config = {
         "attention_window": 128,
         "hidden_size": 64,
@@ -50,12 +50,12 @@ def test_the_estimate_is_close(tmp_path, residual, case):
     changes = dict(CASES[case])
     rows, length = changes.pop("rows", 1), changes.pop("length", 2048)
     half, memory = changes.pop("half", False), changes.pop("memory", {})
-    model = _model(residual, length, memory, changes)
+    model = tiny(residual, length, memory, changes)
     assert_estimate_is_close(model, rows, length, tmp_path / "trace", half=half)
 
 
 def test_what_if_leaves_the_model_as_it_is():
-    model = _model("stored", 1024, {}, {})
+    model = tiny("stored", 1024, {}, {})
     before = model.activation_bytes(1, 1024)
     other = model.activation_bytes(1, 1024, memory=MemoryConfig("auto", tile_megabytes=0.1))
     assert sum(other.values()) < sum(before.values())
