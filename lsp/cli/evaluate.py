@@ -22,12 +22,16 @@ def run(config: EvaluateConfig) -> int:
 
 VERB = Verb(
     name="evaluate",
-    summary="measure bits per byte of a trained model",
+    summary="measure bits per byte of a trained model, and its use of long context",
     examples=(
         ("the newest checkpoint", "lsp evaluate run=checkpoints/first_run"),
         (
             "the best one, the result elsewhere",
             "lsp evaluate run=checkpoints/first_run checkpoint=best out=result.json",
+        ),
+        (
+            "does it find again what stood far back?",
+            "lsp evaluate run=checkpoints/first_run passkey=true",
         ),
     ),
     keys={
@@ -36,6 +40,14 @@ VERB = Verb(
         "split": "validation or train",
         "rows": "rows evaluated, 0 for all",
         "out": "JSON file for the result; <run>/evaluation.json where not given",
+        "context": "loss by context length: the same tokens from less of what is before them",
+        "context_longest": "the largest context length, 0 for sequence_length or the memory's",
+        "passkey": "ask for numbers that stand far back in a text, by length and depth",
+        "passkey_lengths": "lengths of those texts",
+        "sliding": "predict every token with much before it, by stride or length of the memory",
+        "sliding_strides": "tokens that each window adds, without memory",
+        "sliding_memories": "lengths of the memory, with one",
+        "report_rows": "rows that context and sliding read, 0 for all",
     },
     run=run,
     exit_codes={},

@@ -13,6 +13,7 @@ from lsp.run.build import bytes_per_token, vocabulary_of
 from lsp.run.config import EvaluateConfig
 from lsp.run.evaluate import measure, run_evaluate
 from lsp.run.load import load_run
+from lsp.run.reports import REPORTS as REPORTS_BY_KEY
 from tests.run.small_run import make_run
 
 
@@ -55,8 +56,8 @@ def test_figures_are_those_of_the_plain_loss(small, split):
 
 
 def test_positions_add_up(small, monkeypatch):
-    monkeypatch.setattr("lsp.run.evaluate.FIRST_BUCKET", 8)
-    monkeypatch.setattr("lsp.run.evaluate.SCORES_AT_ONCE", 260 * 100)
+    monkeypatch.setattr("lsp.evaluation.position.FIRST_BUCKET", 8)
+    monkeypatch.setattr("lsp.models.interface.SCORES_AT_ONCE", 260 * 100)
     config, _, _ = small
     result = measure(load_run(config.run_dir), "validation")
     rows = result["by_position"]
@@ -90,6 +91,82 @@ def test_masked_models_have_no_bits_per_byte(tmp_path, capsys):
     assert result["bits_per_byte"] is None
     assert all(row["bits_per_byte"] is None for row in result["by_position"])
     assert "bits per byte" not in capsys.readouterr().out
+
+
+REPORTS = {"context_shortest": 8, "report_rows": 4, "passkey": True, "sliding": True}
+
+
+def evaluated(config, capsys, **options):
+    """The result, and what was told on both channels."""
+    assert run_evaluate(EvaluateConfig(run=str(config.run_dir), **options)) == DONE
+    return json.loads((config.run_dir / "evaluation.json").read_text()), capsys.readouterr()
+
+
+def test_every_report_of_a_causal_model(tmp_path, capsys):
+    config, _, _ = make_run(tmp_path, "packing=concatenate", "sequence_length=256")
+    asked = {"passkey_samples": 1, "passkey_depths": 2, "passkey_distractors": 1}
+    result, told = evaluated(config, capsys, **REPORTS, **asked)
+    assert [row["context"] for row in result["by_context"]] == [8, 16, 32, 64, 128, 256]
+    assert len({row["tokens"] for row in result["by_context"]}) == 1
+    # No row is as long as a document: the longest context is the loss by rows, all but.
+    assert result["by_context"][-1]["loss"] == pytest.approx(result["loss"], rel=0.05)
+    assert [(row["length"], row["depth"]) for row in result["passkey"]] == [(256, 0), (256, 1)]
+    assert [row["stride"] for row in result["sliding"]] == [128, 64, 32]
+    pictures = sorted(path.name for path in config.run_dir.glob("*.png"))
+    named = ("by_context", "by_position", "passkey", "sliding")
+    assert pictures == [f"evaluation_{name}.png" for name in named]
+    for words in ("by context length", "pass keys named", "sliding over whole", "by position"):
+        assert words in told.out
+    assert "lsp:" not in told.err
+
+
+def test_what_a_masked_model_is_not_asked(tmp_path, capsys):
+    config, _, _ = make_run(tmp_path, "objective=masked")
+    result, told = evaluated(config, capsys, **REPORTS, plots=False)
+    assert (result["by_context"], result["passkey"], result["sliding"]) == ([], [], [])
+    for name in ("context", "passkey", "sliding"):
+        assert f"lsp: {name} is about predicting what comes next" in told.err
+
+
+def test_reports_that_have_nothing_to_measure_are_left_out(tmp_path, capsys):
+    # Rows hold whole documents, and few tokens.
+    config, _, _ = make_run(tmp_path, "packing=one_per_row")
+    result, told = evaluated(config, capsys, **REPORTS, context_longest=32, plots=False)
+    assert (result["passkey"], result["sliding"]) == ([], [])
+    assert len(result["by_context"]) == 3
+    assert "passkey: the question takes 170 tokens, and the model reads 64" in told.err
+    assert "sliding: no document read is longer than a row" in told.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"context_longest": 128}, "context_longest=128: the model has positions for 64 tokens"),
+        ({"passkey": True, "passkey_lengths": [96]}, "passkey_lengths=96: the model has positions"),
+        ({"passkey": True, "passkey_lengths": [32]}, r"passkey_lengths=\[32\]: a text with"),
+        ({"sliding": True, "sliding_strides": [64]}, r"sliding_strides=\[64\]: each has to be be"),
+        ({"passkey": True, "passkey_distractors": 999}, "passkey_distractors=999: the vocabulary"),
+    ],
+    ids=["context", "too long", "too short", "stride", "distractors"],
+)
+def test_reports_that_cannot_be_made(small, options, message):
+    config, _, _ = small
+    with pytest.raises(UserError, match=message):
+        run_evaluate(EvaluateConfig(run=str(config.run_dir), rows=1, **options))
+
+
+def test_what_was_found_is_kept_when_the_rest_is_interrupted(small, monkeypatch):
+    def interrupted(subject, config):
+        yield {"length": 64}
+        raise KeyboardInterrupt
+
+    config, _, _ = small
+    monkeypatch.setitem(REPORTS_BY_KEY, "passkey", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluate(EvaluateConfig(run=str(config.run_dir), rows=1, report_rows=1))
+    result = json.loads((config.run_dir / "evaluation.json").read_text())
+    assert result["passkey"] == [{"length": 64}]
+    assert result["by_context"]
 
 
 def test_changed_data_is_told(tmp_path, capsys):

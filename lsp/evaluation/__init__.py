@@ -1,0 +1,1 @@
+"""Measurements of a trained model: where it predicts well, and what it makes of long context."""

@@ -1,0 +1,103 @@
+"""Sliding evaluation: every token once, with as much before it as was asked for."""
+
+import math
+
+import numpy as np
+import pytest
+
+from lsp.evaluation.figures import Units
+from lsp.evaluation.sliding import by_memory, by_stride, settings, work_by_memory, work_by_stride
+from tests.evaluation.known import Bigram, Periodic, Remembering
+
+VOCABULARY = 50
+IDEALESS = math.log(VOCABULARY)
+
+
+def strided(model, texts, strides, window=32):
+    done = []
+    found = list(
+        by_stride(
+            model,
+            texts,
+            strides,
+            window=window,
+            tokens_at_once=100,
+            units=Units(1.0),
+            advance=done.append,
+        )
+    )
+    assert sum(done) == work_by_stride(texts, strides, window)
+    return found
+
+
+def remembered(model, texts, memories, **options):
+    done = []
+    found = list(
+        by_memory(
+            model,
+            texts,
+            memories,
+            segment=16,
+            tokens_at_once=64,
+            units=Units(1.0),
+            advance=done.append,
+            **options,
+        )
+    )
+    assert sum(done) == work_by_memory(texts, memories)
+    return found
+
+
+def repeated(back, size, seed=0):
+    return np.tile(np.random.default_rng(seed).permutation(VOCABULARY)[:back], size)[:size]
+
+
+@pytest.mark.parametrize("sizes", [[200], [1, 2, 31, 32, 33], [65, 100]], ids=str)
+def test_every_token_but_the_first_is_predicted_once(sizes):
+    texts = [np.arange(size) % VOCABULARY for size in sizes]
+    for row in strided(Bigram(VOCABULARY), texts, [31, 16, 5, 1]):
+        assert row["tokens"] == sum(sizes) - len(sizes)
+        assert row["accuracy"] == 1
+
+
+def test_a_smaller_stride_shows_more():
+    """20 tokens are needed, and a window has 32: those at places 1 to 19 of a text lack them."""
+    found = strided(Periodic(VOCABULARY, 20), [repeated(20, 200)], [31, 16, 12, 4])
+    missing = [round(row["loss"] / IDEALESS * 199) for row in found]
+    assert [row["context"] for row in found] == [1, 16, 20, 28]
+    assert missing[2:] == [19, 19]
+    # Of the 16 that each of the 10 windows after the first predicts, the first 4 lack some; the
+    # last window is moved back to the end, and predicts 8 that lack none.
+    assert missing[1] == 19 + 4 * 10
+    assert missing[0] > missing[1]
+
+
+def test_memories_reach_as_far_as_they_are_long():
+    texts = [repeated(20, 300), repeated(20, 50, seed=1)]
+    found = remembered(Remembering(VOCABULARY, 20, 99), texts, [8, 16, 32])
+    assert [row["tokens"] for row in found] == [299 + 49] * 3
+    losses = [row["loss"] / IDEALESS for row in found]
+    # With all of it only the first 19 of each stream are unknown: 300 tokens are one stream.
+    assert losses[2] == pytest.approx(2 * 19 / 348)
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_a_long_text_is_read_in_several_streams():
+    model = Remembering(VOCABULARY, 20, 99)
+    (row,) = remembered(model, [repeated(20, 16 * 16 * 3 + 1)], [64])
+    assert row["loss"] == pytest.approx(IDEALESS * 3 * 19 / (16 * 16 * 3))
+    assert {shape[0] for shape in model.read} == {3}
+
+
+def test_settings_are_those_of_before_afterwards():
+    model = Remembering(VOCABULARY, 20, 7)
+    model.config.clamp_len = 5
+
+    def fail():
+        with settings(model.config, mem_len=9, clamp_len=None):
+            assert (model.config.mem_len, model.config.clamp_len) == (9, 5)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert model.config.mem_len == 7
