@@ -16,6 +16,7 @@ from lsp.checkpointing.config import CheckpointConfig
 from lsp.checkpointing.saver import Saver
 from lsp.checkpointing.snapshot import TrainState, read_snapshot
 from lsp.checkpointing.store import CheckpointStore
+from lsp.data.batches import Share
 from lsp.parallel.collectives import sum_over_ranks
 from lsp.parallel.config import ParallelismConfig, PrecisionConfig
 from lsp.parallel.engine import Engine
@@ -23,10 +24,12 @@ from lsp.parallel.prepare import prepare_engine
 from lsp.parallel.rehearsal import dry_run
 from lsp.parallel.runtime import Runtime, _reset_accelerate, runtime
 from lsp.training.config import AdamWConfig
+from lsp.training.lanes import Lanes
 from lsp.training.optimizers import build_optimizers, set_learning_rate
-from tests.training.tiny import batch, longformer, reformer
+from tests.training.tiny import batch, longformer, reformer, transformer_xl
 
 ROWS = 4
+MODELS = {"reformer": reformer, "longformer": longformer, "transformer_xl": transformer_xl}
 
 # DeepSpeed's CPU optimizer asks each time it is made, and the answer takes a second.
 cpuinfo.get_cpu_info = cache(cpuinfo.get_cpu_info)
@@ -94,9 +97,11 @@ def _train(job: Job, place: Runtime) -> Outcome:
     held = sum(p.numel() for p in engine.module.parameters())
     if job.dry_run:
         _rehearse(engine, place, job)
+    size = ROWS // place.world_size // job.accumulation
+    lanes = Lanes(Share(place.rank, place.world_size, ROWS, size), None, place.device)
     for step in range(job.first, job.last):
         set_learning_rate(engine.param_groups, 1.0 - step / 40)
-        loss, result = _step(engine, place, job, step)
+        loss, result = _step(engine, place, job, step, lanes)
         outcome.losses.append(loss)
         outcome.norms.append(result.gradient_norm)
         outcome.applied.append(result.applied)
@@ -115,8 +120,8 @@ def _engine(job: Job, place: Runtime) -> Engine:
         strategy=job.strategy, device="cpu", param_persistence_threshold=0
     )
     torch.manual_seed(0)
-    make = {"reformer": reformer, "longformer": longformer}[job.architecture]
-    model = make(job.residual, hidden_dropout_prob=job.dropout)
+    dropout = "dropout" if job.architecture == "transformer_xl" else "hidden_dropout_prob"
+    model = MODELS[job.architecture](job.residual, **{dropout: job.dropout})
     snapshot = None
     if job.load is not None:
         path = CheckpointStore(Path(job.load)).latest()
@@ -144,7 +149,7 @@ def _rehearse(engine: Engine, place: Runtime, job: Job) -> None:
     dry_run(engine, batch(job.first, ROWS).rows(0, size).tensors(), reserve=2**20)
 
 
-def _step(engine: Engine, place: Runtime, job: Job, step: int) -> tuple[float, Any]:
+def _step(engine: Engine, place: Runtime, job: Job, step: int, lanes: Lanes) -> tuple[float, Any]:
     whole = batch(step, ROWS)
     per_rank = ROWS // place.world_size
     size = per_rank // job.accumulation
@@ -155,9 +160,12 @@ def _step(engine: Engine, place: Runtime, job: Job, step: int) -> tuple[float, A
     total = 0.0
     for number in range(job.accumulation):
         first = place.rank * per_rank + number * size
+        engine.module.recall(lanes[number])
         engine.module.begin_micro_batch(step, first)
         part = whole.rows(first, first + size).tensors()
         total += float(engine.forward_backward(part, scale, last=number == job.accumulation - 1))
+        lanes.keep(number, engine.module.remembered())
+    lanes.move_on(remember=True)
     result = engine.step()
     (total,) = sum_over_ranks([total], place.device)
     return total / int(whole.num_predicted), result

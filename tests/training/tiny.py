@@ -12,6 +12,8 @@ from lsp.models.longformer_config import LongformerConfig
 from lsp.models.memory import MemoryConfig
 from lsp.models.reformer import Reformer
 from lsp.models.reformer_config import ReformerConfig
+from lsp.models.transformer_xl import TransformerXL
+from lsp.models.transformer_xl_config import TransformerXLConfig
 
 LENGTH = 64
 
@@ -54,6 +56,27 @@ def longformer(memory: str = "auto", **values: Any) -> Longformer:
         "attention_probs_dropout_prob": 0.0,
     }
     return Longformer(LongformerConfig(**settings | values), MemoryConfig(residual=memory))
+
+
+def transformer_xl(residual: str = "recomputed", **values: Any) -> TransformerXL:
+    """Clusters of tokens, and a memory longer than a row, of whatever text was before."""
+    settings: dict[str, Any] = {
+        "d_model": 32,
+        "d_embed": 32,
+        "n_layer": 2,
+        "n_head": 2,
+        "d_head": 16,
+        "d_inner": 48,
+        "mem_len": 80,
+        "same_length": False,
+        "clamp_len": 100,
+        "cutoffs": [20, 40],
+        "div_val": 2,
+        "vocab_size": 64,
+        "dropout": 0.0,
+        "memory_across_documents": True,
+    }
+    return TransformerXL(TransformerXLConfig(**settings | values), MemoryConfig(residual=residual))
 
 
 def batch(seed: int, rows: int = 4) -> Batch:
