@@ -81,7 +81,9 @@ def relative_attention(
     """
     places: Tensors = [None] * 4
     if distances is not None:
-        places = [distances.r, distances.u, distances.w, distances.b]
+        # Learned distances are no product, so autocast leaves them as they are.
+        r_NPH = distances.r.to(q_BNLH.dtype)
+        places = [r_NPH, distances.u, distances.w, distances.b]
     inputs = (q_BNLH, k_BNLH, v_BNLH, *(remembered or (None, None)), *places)
     out_BNLH: torch.Tensor = _RelativeAttention.apply(*inputs, sight, dropout, dropout_seed)
     return out_BNLH
