@@ -106,6 +106,16 @@ def settings(config: Any, **changes: Any) -> Iterator[None]:
             setattr(config, key, value)
 
 
+@contextmanager
+def memory_of(model: Any, length: int) -> Iterator[None]:
+    """Makes a model remember more or less for a while than it was trained with."""
+    try:
+        model.reset_memory_length(length)
+        yield
+    finally:
+        model.reset_memory_length(model.config.mem_len)
+
+
 def by_memory(
     model: LanguageModel,
     texts: Sequence[Tokens],
@@ -126,7 +136,7 @@ def by_memory(
     Args:
         model: A causal model with a memory, in evaluation mode.
         texts: Unbroken runs of tokens.
-        memories: Lengths of the memory, in place of the config's `mem_len`.
+        memories: Lengths of the memory, in place of the trained one.
         segment: Tokens read at a time.
         tokens_at_once: Tokens in a batch.
         units: Of the split.
@@ -141,7 +151,8 @@ def by_memory(
     size = max(1, tokens_at_once // segment)
     for memory in memories:
         sums = Sums()
-        with settings(model.config, mem_len=memory, same_length=same_length, clamp_len=clamp_len):
+        changes = settings(model.config, same_length=same_length, clamp_len=clamp_len)
+        with changes, memory_of(model, memory):
             for first in range(0, len(lanes), size):
                 _read_lanes(model, lanes[first : first + size], segment, sums, advance)
         yield {"memory": memory, "segment": segment, **units.figures(sums)}

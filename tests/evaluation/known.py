@@ -76,14 +76,17 @@ class Remembering(Periodic):
 
     def __init__(self, vocabulary: int, back: int, mem_len: int) -> None:
         super().__init__(vocabulary, back)
-        self.config.mem_len = mem_len
+        self.config.mem_len = self.mem_len = mem_len
         self._memory: torch.Tensor | None = None
+
+    def reset_memory_length(self, mem_len):
+        self.mem_len = mem_len
 
     def recall(self, memory):
         self._memory = None if memory is None else memory["tokens"]
 
     def remembered(self):
-        return {"tokens": self._seen[:, max(0, self._seen.shape[1] - self.config.mem_len) :]}
+        return {"tokens": self._seen[:, max(0, self._seen.shape[1] - self.mem_len) :]}
 
     def hidden_states(self, input_ids, segment_ids=None, position_ids=None):
         before = self._memory

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from lsp.evaluation.figures import Units
-from lsp.evaluation.sliding import by_memory, by_stride, settings, work_by_memory, work_by_stride
+from lsp.evaluation.sliding import (
+    by_memory,
+    by_stride,
+    memory_of,
+    settings,
+    work_by_memory,
+    work_by_stride,
+)
 from tests.evaluation.known import Bigram, Periodic, Remembering
 
 VOCABULARY = 50
@@ -91,13 +98,14 @@ def test_a_long_text_is_read_in_several_streams():
 
 def test_settings_are_those_of_before_afterwards():
     model = Remembering(VOCABULARY, 20, 7)
-    model.config.clamp_len = 5
+    model.config.same_length, model.config.clamp_len = False, 5
 
     def fail():
-        with settings(model.config, mem_len=9, clamp_len=None):
-            assert (model.config.mem_len, model.config.clamp_len) == (9, 5)
+        with settings(model.config, clamp_len=9, same_length=None), memory_of(model, 30):
+            assert (model.config.same_length, model.config.clamp_len) == (False, 9)
+            assert model.mem_len == 30
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert model.config.mem_len == 7
+    assert (model.config.clamp_len, model.mem_len) == (5, 7)
