@@ -23,6 +23,7 @@ FIXED = (
     "packing",
     "optimizer.name",
     "trainer.order",
+    "phases",
 )
 """What a run cannot change on the way: the rest would not be the same run, or not load at all."""
 
@@ -125,15 +126,19 @@ def check_unchanged(config: RunConfig, step_dir: Path, parts: tuple[str, ...] = 
         )
 
 
-def load_snapshot(step_dir: Path, data_digest: str) -> Snapshot:
+def load_snapshot(step_dir: Path, data_digest: str | None) -> Snapshot:
     """Reads a checkpoint and checks that it belongs to the data.
+
+    Args:
+        step_dir: The checkpoint.
+        data_digest: Of the rows; None where a new phase begins in others.
 
     Raises:
         UserError: If the prepared data is not what the run was trained on.
     """
     snapshot = read_snapshot(step_dir)
     known = snapshot.state.data_digest
-    if known and known != data_digest and snapshot.state.step > 0:
+    if known and data_digest is not None and known != data_digest and snapshot.state.step > 0:
         raise UserError(
             f"the data changed since {step_dir.name} was saved (digest of its rows {known[:12]}, "
             f"now {data_digest[:12]}): its cursor would point elsewhere. Restore the source "

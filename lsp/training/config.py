@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from lsp.core.errors import require, unknown_choice
 
@@ -83,6 +84,48 @@ class TrainerConfig:
     def contiguous(self, remembers: bool) -> bool:
         """Whether rows are read in the order of the text, given whether the model remembers."""
         return remembers and self.order != "shuffled"
+
+
+@dataclass
+class PhaseConfig:
+    """A part of a run with rows and windows of its own (2004.05150, section 4.2).
+
+    Attributes:
+        steps: Optimizer steps of the phase.
+        sequence_length: Tokens in a row.
+        attention_window: Of the Longformer: a number, or one for each layer; null leaves the
+            architecture's.
+        tokens_per_step: Tokens in a step; null leaves the run's.
+        learning_rate: Factor of the optimizer's; the schedule takes its course in each phase.
+        warmup_steps: Of the schedule in this phase; null leaves the schedule's.
+    """
+
+    steps: int = 0
+    sequence_length: int = 0
+    attention_window: Any = None
+    tokens_per_step: int | None = None
+    learning_rate: float = 1.0
+    warmup_steps: int | None = None
+
+    def check(self, where: str) -> None:
+        """Refuses values that cannot work; `where` names the phase."""
+        for key in ("steps", "sequence_length"):
+            value = getattr(self, key)
+            require(value > 0, f"{where}.{key}={value} must be given, and 1 or more")
+        tokens, warmup, window = self.tokens_per_step, self.warmup_steps, self.attention_window
+        require(tokens is None or tokens > 0, f"{where}.tokens_per_step={tokens} must be 1 or more")
+        require(warmup is None or warmup >= 0, f"{where}.warmup_steps={warmup} must be 0 or more")
+        require(
+            self.learning_rate > 0,
+            f"{where}.learning_rate={self.learning_rate} must be positive: it is a factor of "
+            "optimizer.learning_rate, e.g. 0.5",
+        )
+        windows = window if isinstance(window, list) and window else [window]
+        require(
+            window is None or all(type(one) is int for one in windows),
+            f"{where}.attention_window={window} must be a whole number, or a list of one for each "
+            "layer",
+        )
 
 
 @dataclass

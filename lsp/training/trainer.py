@@ -61,6 +61,8 @@ class Trainer:
         watchdog: Told what is done, in case it is not.
         first_step_bytes: What the optimizers allocate on the device at their first step.
         memory: What the model remembered of this process's lanes where `state` stands.
+        first_step: Step at which the schedule begins: that of the phase.
+        phase: Number of the phase, for the log; None where the run has none.
     """
 
     engine: Engine
@@ -81,6 +83,8 @@ class Trainer:
     watchdog: Watchdog = field(default_factory=Watchdog)
     first_step_bytes: int = 0
     memory: Memory | None = None
+    first_step: int = 0
+    phase: int | None = None
 
     def __post_init__(self) -> None:
         self.clock, self.interval = time.perf_counter(), 0.0
@@ -168,7 +172,8 @@ class Trainer:
             self.model.begin_micro_batch(seed, row)
             loss_sum += self.engine.forward_backward(tensors, scale, last=last).double()
             self.lanes.keep(index, self.model.remembered())
-        fraction = learning_rate_fraction(self.state.step, self.schedule, self.settings.max_steps)
+        begin, end = self.first_step, self.settings.max_steps
+        fraction = learning_rate_fraction(self.state.step - begin, self.schedule, end - begin)
         self.learning_rate = set_learning_rate(self.engine.param_groups, fraction)
         # Read before the update is queued, so that a GPU updates while the host goes on.
         self.at("adding up the loss")
@@ -239,6 +244,7 @@ class Trainer:
         state.step += 1
         state.cursor += rows
         state.tokens += rows * length
+        self.row_length = length
         finite = result.applied and math.isfinite(loss_sum)
         state.nonfinite += not finite
         state.nonfinite_in_a_row = 0 if finite else state.nonfinite_in_a_row + 1
@@ -279,12 +285,13 @@ class Trainer:
                 return
         state.unlogged = None
         if row:
+            row |= {} if self.phase is None else {"phase": self.phase}
             for tracker in self.trackers:
                 tracker.log(state.step, row)
 
     def measure(self, result: StepResult) -> dict[str, float | int | None]:
         """The figures of the steps since the last logged one."""
-        state, share = self.state, self.batches.share
+        state = self.state
         self.lap()
         speed = (state.tokens - self.interval_tokens) / self.interval
         self.interval, self.interval_tokens = 0.0, state.tokens
@@ -293,8 +300,7 @@ class Trainer:
         sums, state.pending = state.pending, {}
         save_stall, self.save_stall = self.save_stall, None
         loss = sums["loss"] / max(sums["count"], 1.0) if "loss" in sums else None
-        length = state.tokens // (state.step * share.rows_per_step)
-        flops = self.model.flops_per_token(length) * speed
+        flops = self.model.flops_per_token(self.row_length) * speed
         causal = self.batches.maker.config.name == "causal"
         return {
             "tokens": state.tokens,
