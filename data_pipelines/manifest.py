@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, TypedDict
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Changes whenever the same configuration would give other rows or another layout on disk."""
 
 FILE_NAME = "manifest.json"
@@ -26,7 +26,8 @@ class SplitManifest(TypedDict):
     """One split.
 
     `tokens` are those written, eos included; `bytes` the UTF-8 bytes of the text they spell, so a
-    loss summed over a split is in bits per byte after division by ln 2 and `bytes`.
+    loss summed over a split is in bits per byte after division by ln 2 and `bytes`. `characters`
+    are the Unicode code points of that text, `words` its runs of other bytes than ASCII whitespace.
     `documents_cut` are those in more than one piece or without their end, `tokens_dropped` what
     `one_per_row` left out (whose bytes are estimated document by document).
     `order0_bits_per_byte` is the entropy of the split's byte histogram: what a model reaches
@@ -38,6 +39,8 @@ class SplitManifest(TypedDict):
     tokens: int
     eos_tokens: int
     bytes: int
+    characters: int
+    words: int
     padding_share: float
     documents_cut: int
     tokens_dropped: int

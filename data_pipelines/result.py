@@ -35,6 +35,10 @@ def split_manifest(
     kept = np.minimum(packed.tokens, content)
     bytes_kept = np.where(whole, sizes, np.round(sizes * (kept / np.maximum(content, 1))))
     histogram = sum(np.array(s.histograms[split], np.int64) for s in corpus.statistics)
+    words = sum(s.words[split] for s in corpus.statistics)
+    # Bytes that continue a character are those from 0x80 to 0xBF (RFC 3629).
+    characters = int(np.sum(histogram) - np.sum(np.asarray(histogram)[0x80:0xC0]))
+    kept_share = bytes_kept.sum() / max(1, sizes.sum())
     tokens = int(packed.tokens.sum())
     positions = packed.rows * layout.sequence_length
     return {
@@ -43,6 +47,8 @@ def split_manifest(
         "tokens": tokens,
         "eos_tokens": int(whole.sum()) if append_eos else 0,
         "bytes": int(bytes_kept.sum()),
+        "characters": round(characters * kept_share),
+        "words": round(words * kept_share),
         "padding_share": 1 - tokens / positions if positions else 0.0,
         "documents_cut": int(((packed.pieces > 1) | ~whole).sum()),
         "tokens_dropped": int((lengths - packed.tokens).sum()),

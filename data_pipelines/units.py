@@ -31,6 +31,8 @@ DOCUMENT = np.dtype(
 )
 """What is kept of each document, or part of one, beside its tokens."""
 
+_WHITESPACE = np.isin(np.arange(256), list(b" \t\n\v\f\r"))
+
 Table = np.ndarray[Any, np.dtype[np.void]]
 
 
@@ -43,12 +45,14 @@ class UnitStatistics:
         skipped: Documents dropped for invalid UTF-8.
         invalid: Invalid UTF-8 sequences.
         histograms: How often each byte occurs, per split.
+        words: Runs of bytes other than ASCII whitespace, per split.
     """
 
     empty: int = 0
     skipped: int = 0
     invalid: int = 0
     histograms: list[list[int]] = field(default_factory=lambda: [[0] * 256, [0] * 256])
+    words: list[int] = field(default_factory=lambda: [0, 0])
 
 
 def split_of(key: int, validation_fraction: float) -> int:
@@ -100,9 +104,7 @@ def encode_unit(
             start = file.tell()
             file.write(begin.data if document.opens else b"")
             try:
-                tokens, last, size, histogram = _encode(
-                    document, data, encoder, repairs, file, report
-                )
+                content = _encode(document, data, encoder, repairs, file, report)
             except InvalidTextError as error:
                 if data.encoding_errors == "strict":
                     raise DataError(
@@ -113,6 +115,7 @@ def encode_unit(
                 file.seek(start)
                 statistics.skipped += 1
                 continue
+            tokens = content.tokens
             if tokens == 0 and document.opens and document.closes:
                 file.truncate(start)
                 file.seek(start)
@@ -120,12 +123,13 @@ def encode_unit(
                 continue
             tokens += len(begin) if document.opens else 0
             # Where lines end with eos, the last one has.
-            if document.closes and last != eos:
+            if document.closes and content.last != eos:
                 file.write(end.data)
                 tokens += len(end)
-            histograms[split] += histogram
-            rows.append((key, tokens, size, split, document.opens, document.closes))
-            total += size
+            histograms[split] += content.histogram
+            statistics.words[split] += content.words
+            rows.append((key, tokens, content.bytes, split, document.opens, document.closes))
+            total += content.bytes
             if _enough(unit, len(rows), total):
                 break
         statistics.invalid = repairs.count
@@ -168,6 +172,17 @@ def _enough(unit: Unit, documents_: int, bytes_: int) -> bool:
     )
 
 
+@dataclass
+class _Content:
+    """What a document came to; `last` is its last token."""
+
+    tokens: int
+    last: int | None
+    bytes: int
+    words: int
+    histogram: np.ndarray[Any, np.dtype[np.int64]]
+
+
 def _encode(
     document: RawDocument,
     data: DataConfig,
@@ -175,17 +190,21 @@ def _encode(
     repairs: Repairs,
     file: IO[bytes],
     report: Callable[[int], None],
-) -> tuple[int, int | None, int, np.ndarray[Any, np.dtype[np.int64]]]:
-    """Writes the tokens of a document; returns their number, the last, the bytes, a histogram."""
-    count, size, last = 0, 0, None
-    histogram = np.zeros(256, np.int64)
+) -> _Content:
+    """Writes the tokens of a document."""
+    content = _Content(0, None, 0, 0, np.zeros(256, np.int64))
+    blank = True  # what is before a word that begins a piece
     for piece in pieces(decode(document.chunks, data.encoding_errors, repairs)):
         tokens = encoder.encode(piece)
         file.write(tokens.data)
-        count += len(tokens)
-        last = int(tokens[-1]) if len(tokens) else last
+        content.tokens += len(tokens)
+        content.last = int(tokens[-1]) if len(tokens) else content.last
         raw = np.frombuffer(piece.encode(), np.uint8)
-        histogram += np.bincount(raw, minlength=256)
-        size += len(raw)
+        content.histogram += np.bincount(raw, minlength=256)
+        content.bytes += len(raw)
+        spaces = _WHITESPACE[raw]
+        content.words += int(np.count_nonzero(spaces[:-1] & ~spaces[1:]))
+        content.words += int(blank and len(raw) > 0 and not spaces[0])
+        blank = bool(spaces[-1]) if len(raw) else blank
         report(len(raw))
-    return count, last, size, histogram
+    return content

@@ -70,13 +70,12 @@ class Subject:
         if not self.causal:
             # Masked tokens are a part of the text: their loss spells no bytes.
             return Units(None)
-        counts: dict[str, Any] = dict(self.prepared.manifest["splits"][self.split])
+        counts = self.prepared.manifest["splits"][self.split]
         tokens = max(1, counts["tokens"])
-        characters, words = counts.get("characters"), counts.get("words")
         return Units(
             bytes_per_token(self.prepared, self.split),
-            characters / tokens if characters else None,
-            words / tokens if words else None,
+            counts["characters"] / tokens,
+            counts["words"] / tokens,
         )
 
 

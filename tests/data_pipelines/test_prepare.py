@@ -43,6 +43,8 @@ def test_every_document_comes_back(prepare_text: Prepare, corpus: Path, strategy
         split = prepared.manifest["splits"][name]
         assert split["documents"] == len(texts)
         assert split["bytes"] == sum(len(text.encode()) for text in texts)
+        assert split["characters"] == sum(map(len, texts))
+        assert split["words"] == sum(len(text.encode().split()) for text in texts)
         assert split["tokens"] == split["bytes"] + len(texts)
         assert split["eos_tokens"] == len(texts)
         counts = Counter("".join(texts).encode())

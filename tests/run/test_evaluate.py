@@ -55,6 +55,17 @@ def test_figures_are_those_of_the_plain_loss(small, split):
     )
 
 
+def test_characters_and_words_of_the_text(tmp_path):
+    config, _, prepared = make_run(tmp_path)
+    counts = prepared.manifest["splits"]["validation"]
+    result = measure(load_run(config.run_dir), "validation")
+    nats = result["loss"] * counts["tokens"]
+    # The corpus is ASCII.
+    assert result["bits_per_character"] == pytest.approx(result["bits_per_byte"])
+    assert math.log(result["word_perplexity"]) == pytest.approx(nats / counts["words"])
+    assert counts["bytes"] > 4 * counts["words"] > 0
+
+
 def test_positions_add_up(small, monkeypatch):
     monkeypatch.setattr("lsp.evaluation.position.FIRST_BUCKET", 8)
     monkeypatch.setattr("lsp.models.interface.SCORES_AT_ONCE", 260 * 100)
