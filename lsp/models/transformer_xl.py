@@ -24,6 +24,7 @@ from lsp.models.layers.losses import tiled_loss
 from lsp.models.layers.sequential import run_blocks
 from lsp.models.layers.sight import make_sight
 from lsp.models.layers.tied import WaitingGradient, give_waiting
+from lsp.models.layers.trace import Trace
 from lsp.models.memory import MemoryConfig
 from lsp.models.transformer_xl_config import (
     ABSOLUTE,
@@ -32,6 +33,8 @@ from lsp.models.transformer_xl_config import (
     RESIDUALS,
     TransformerXLConfig,
 )
+from lsp.models.transformer_xl_generation import TransformerXLCache
+from lsp.models.transformer_xl_generation import step as generation_step
 from lsp.models.transformer_xl_layers import DecoderAttention, Memo, TransformerXLLayer
 
 SEGMENTS = "segments"
@@ -61,12 +64,17 @@ class Seeds:
 
 
 class TransformerXLModel(nn.Module):
-    """From token ids to the stream, and from a memory to the next."""
+    """From token ids to the stream, and from a memory to the next.
+
+    Attributes:
+        trace: Looks on at the next passes; None for nobody.
+    """
 
     def __init__(self, config: TransformerXLConfig, memory: MemoryConfig) -> None:
         super().__init__()
         self.config, self.memory = config, memory
         self.exchange: Exchange = WHOLE_ROWS
+        self.trace: Trace | None = None
         self.mem_len = config.mem_len
         self.word_emb = AdaptiveEmbedding(
             config.cluster_ends, config.d_embed, config.d_model, config.div_val
@@ -142,7 +150,8 @@ class TransformerXLModel(nn.Module):
                 for block in range(2)
             ]
             recompute = self.memory.residual != "stored"
-            x_BLD = run_blocks(x_BLD, [layer.dec_attn, layer.pos_ff], memos, recompute=recompute)
+            run = run_blocks if self.trace is None else self.trace.run_blocks
+            x_BLD = run(x_BLD, [layer.dec_attn, layer.pos_ff], memos, recompute=recompute)
         return x_BLD, self._remember(entered, document_BE, input_ids_BL, remembered)
 
     def _zeros(self, x_BLD: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -189,24 +198,28 @@ class TransformerXLModel(nn.Module):
         reach: int | None,
         seeds: Seeds | None,
     ) -> torch.Tensor | None:
-        """Sinusoids of the distances 0, 1, …: (P, D); further ones are like the last."""
+        """Sinusoids of the distances that a pass needs: (P, D); further ones are like the last."""
         config, count = self.config, remembered + length
+        if config.attn_type == RELATIVE and reach is not None:
+            count = min(count, reach + 1)
+        places_PD = self.places(x_BLD, count)
+        if config.attn_type != RELATIVE or places_PD is None or seeds is None:
+            return places_PD
+        return seeded_dropout(places_PD, config.dropout, seeds.of(-3))
+
+    def places(self, x_BLD: torch.Tensor, count: int) -> torch.Tensor | None:
+        """Sinusoids of the distances 0, 1, …, as the stream has them: (P, D), or None."""
+        config = self.config
         if config.attn_type not in (RELATIVE, ABSOLUTE):
             return None
-        if config.attn_type == RELATIVE:
-            if reach is not None:
-                count = min(count, reach + 1)
-            if config.clamp_len > 0:
-                count = min(count, config.clamp_len + 1)
+        if config.attn_type == RELATIVE and config.clamp_len > 0:
+            count = min(count, config.clamp_len + 1)
         place_P = torch.arange(count, dtype=torch.float32, device=x_BLD.device)
         if config.clamp_len > 0:
             place_P = place_P.clamp(max=config.clamp_len)
         even_D = torch.arange(0, config.d_model, 2, dtype=torch.float32, device=x_BLD.device)
         angle_PD = torch.outer(place_P, 1 / (WAVELENGTH ** (even_D / config.d_model)))
-        places_PD = torch.cat([angle_PD.sin(), angle_PD.cos()], dim=-1).to(x_BLD.dtype)
-        if config.attn_type == ABSOLUTE or seeds is None:
-            return places_PD
-        return seeded_dropout(places_PD, config.dropout, seeds.of(-3))
+        return torch.cat([angle_PD.sin(), angle_PD.cos()], dim=-1).to(x_BLD.dtype)
 
     def _tail(self, x_BLD: torch.Tensor, before_BMD: torch.Tensor | None) -> torch.Tensor | None:
         """The last `mem_len` positions of the memory and the row, or fewer: (B, M, D)."""
@@ -392,6 +405,14 @@ class TransformerXL(LanguageModel):
     ) -> torch.Tensor:
         """Log probabilities of every position, fp32: (B, L, V)."""
         return self.crit(self.hidden_states(input_ids, segment_ids, position_ids))
+
+    def new_cache(self) -> TransformerXLCache:
+        """An empty memory for `step`."""
+        return TransformerXLCache()
+
+    def step(self, input_ids: torch.Tensor, cache: TransformerXLCache) -> torch.Tensor:
+        """Log probabilities of the next token: see `transformer_xl_generation.step`."""
+        return generation_step(self, input_ids, cache)
 
     def flops_per_token(self, sequence_length: int) -> float:
         """See `LanguageModel`; attention has a third product, of queries and distances.

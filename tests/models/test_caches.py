@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from lsp.core.errors import UserError
+from lsp.models.layers.recent import Window
 from lsp.models.longformer import Longformer
 from lsp.models.longformer_config import LongformerConfig
-from lsp.models.longformer_generation import Window
 from lsp.models.sampling import Rereading, generate_ids
+from lsp.models.transformer_xl import TransformerXL
+from lsp.models.transformer_xl_config import TransformerXLConfig
 from tests.models import test_sampling
 
 VOCABULARY = 40
@@ -36,6 +38,29 @@ def reformer(layers, chunk):
     return model
 
 
+def transformer_xl(**changes):
+    torch.manual_seed(0)
+    values = {
+        "vocab_size": VOCABULARY,
+        "cutoffs": [34],
+        "d_model": 16,
+        "d_embed": 16,
+        "n_head": 2,
+        "d_head": 8,
+        "d_inner": 24,
+        "n_layer": 3,
+        "div_val": 2,
+        "mem_len": 40,
+        "clamp_len": -1,
+        "same_length": False,
+        "init_std": 0.2,
+        "proj_init_std": 0.2,
+        "tie_word_embeddings": False,
+        "dropout": 0.0,
+    }
+    return TransformerXL(TransformerXLConfig(**values | changes)).eval()
+
+
 MODELS = {
     "longformer": longformer,
     "longformer, windows that grow": lambda: longformer(attention_window=[4, 8, 16]),
@@ -44,6 +69,12 @@ MODELS = {
     "longformer, reversible and dilated": lambda: longformer(
         residual="reversible", attention_dilation=[1, 2, [1, 3]]
     ),
+    "transformer_xl": transformer_xl,
+    "transformer_xl, clamped": lambda: transformer_xl(clamp_len=5, untie_r=False, pre_lnorm=True),
+    "transformer_xl, a window": lambda: transformer_xl(mem_len=8, same_length=True),
+    "transformer_xl, learned distances": lambda: transformer_xl(attn_type=1, tgt_len=9),
+    "transformer_xl, absolute": lambda: transformer_xl(attn_type=2),
+    "transformer_xl, without memory": lambda: transformer_xl(mem_len=0),
     "reformer, local": lambda: reformer(["local"] * 3, 8),
     "reformer, within a chunk": lambda: reformer(["lsh", "local", "lsh"], 64),
 }

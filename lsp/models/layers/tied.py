@@ -25,6 +25,7 @@ class WaitingGradient:
     def __init__(self) -> None:
         self.anchor = torch.empty(0, requires_grad=True)
         self._total: torch.Tensor | None = None
+        self._hook: Any = None
 
     def of(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight, to be used at the end that is differentiated first."""
@@ -45,13 +46,21 @@ class WaitingGradient:
         """Adds what is waiting to the next gradient of `weight`, which another use of it gives."""
         if not (torch.is_grad_enabled() and weight.requires_grad):
             return
+        # What a pass has left that was never differentiated is not this one's.
+        self._forget()
 
         def add(grad: torch.Tensor) -> torch.Tensor:
-            handle.remove()
-            total, self._total = self._total, None
+            total = self._total
+            self._forget()
             return grad if total is None else total.add_(grad).to(grad.dtype)
 
-        handle = weight.register_hook(add)
+        self._hook = weight.register_hook(add)
+
+    def _forget(self) -> None:
+        self._total = None
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
 
 
 class WaitingGradients:
