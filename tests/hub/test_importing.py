@@ -1,7 +1,9 @@
 """Reading published checkpoints: made by `transformers`, and by nobody with care."""
 
 import json
+import pickle
 import shutil
+from collections import Counter
 
 import pytest
 import torch
@@ -157,6 +159,17 @@ class TestTokenizer:
         assert tokenizer(text).input_ids == [2 + byte for byte in text.encode()]
         assert tokenizer.decode([2 + byte for byte in text.encode()]) == text
         assert (tokenizer.pad_token_id, tokenizer.eos_token_id, len(tokenizer)) == (0, 1, 258)
+
+    def test_vocabulary_that_transformers_opens_no_more(self, tmp_path):
+        """As Transformer-XL's was published: a pickle, of which nothing is run."""
+        publish(tmp_path / "in", "safetensors")
+        words = ["<eos>", "<unk>", "the", "fox", "'s"]
+        pickled = pickle.dumps({"idx2sym": words, "counter": Counter(the=2), "lower_case": True})
+        (tmp_path / "in" / "vocab.pkl").write_bytes(pickled)
+        told = import_tokenizer(read_published(tmp_path / "in"), tmp_path / "out")
+        assert told == "5 tokens"
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+        assert tokenizer("The fox's den").input_ids == [2, 3, 4, 1]
 
     def test_with_more_tokens_than_the_model(self, tmp_path):
         publish(tmp_path / "in", "safetensors", vocab_size=100)
