@@ -172,16 +172,7 @@ class DecoderAttention(Block):
     def across(self, mixed: Sequence[torch.Tensor], memo: Memo) -> torch.Tensor:
         exchange, (q_BLE, k_BLE, v_BLE, *others) = self.exchange, mixed
         q_BNLH, k_BNLH, v_BNLH = map(self.split, exchange.to_heads([q_BLE, k_BLE, v_BLE]))
-        remembered = None
-        if memo.memory is not None:
-            k_BME, v_BME, *others = others
-            remembered = self.split(k_BME), self.split(v_BME)
-        distances = None
-        if self.config.attn_type == RELATIVE:
-            distances = Distances(*others)
-        elif self.config.attn_type == LEARNED_RELATIVE:
-            r_NPH, u_NH, b_NP = others
-            distances = Distances(r_NPH, u_NH, b=b_NP)
+        remembered, distances = self.told(others, memo)
         seed = memo.seed(0, exchange.heads(slice(0, self.config.n_head)).start)
         out_BNLH = relative_attention(
             q_BNLH,
@@ -194,6 +185,21 @@ class DecoderAttention(Block):
             dropout_seed=seed,
         )
         return exchange.to_positions(out_BNLH.transpose(1, 2).flatten(2))
+
+    def told(
+        self, beside: Sequence[torch.Tensor], memo: Memo
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor] | None, Distances | None]:
+        """What `beside` gave: keys and values of the memory, (B, N, M, H) each, and distances."""
+        remembered, others = None, list(beside)
+        if memo.memory is not None:
+            k_BME, v_BME, *others = others
+            remembered = self.split(k_BME), self.split(v_BME)
+        if self.config.attn_type == RELATIVE:
+            return remembered, Distances(*others)
+        if self.config.attn_type == LEARNED_RELATIVE:
+            r_NPH, u_NH, b_NP = others
+            return remembered, Distances(r_NPH, u_NH, b=b_NP)
+        return remembered, None
 
     def split(self, x_BLE: torch.Tensor) -> torch.Tensor:
         """Separates the heads: (B, L, E) to (B, N, L, H)."""

@@ -74,8 +74,9 @@ def load_head(
         labels=labels_of({}, task, labels),
         memory=memory or run.config.memory,
     )
-    # Modules of a model have their published names.
-    weights = run.model.state_dict()
+    weights = {
+        model.reader.published_name(name): weight for name, weight in run.model.state_dict().items()
+    }
     state, model.fresh = from_published(weights, model, fresh_head=fresh_head)
     model.load_state_dict(state)
     return model.eval()

@@ -18,6 +18,7 @@ from tests.models.heads.published import (
     CONFIGS,
     IDS,
     LABELS,
+    PUBLISHED,
     SHAPES,
     inputs_for,
     ours_of,
@@ -36,7 +37,7 @@ def same_answers(ours: torch.nn.Module, theirs: torch.nn.Module, architecture: s
             )
 
 
-@pytest.mark.parametrize(("architecture", "task"), HEADS, ids=IDS)
+@pytest.mark.parametrize(("architecture", "task"), PUBLISHED, ids=IDS)
 def test_a_published_head_is_opened_and_saved(architecture: str, task: str, tmp_path: Path):
     theirs = published(architecture, task)
     theirs.save_pretrained(tmp_path / "theirs")
@@ -55,7 +56,7 @@ def test_a_published_head_is_opened_and_saved(architecture: str, task: str, tmp_
     assert back.config.id2label == theirs.config.id2label
 
 
-CLASSIFIERS = [name for name, task in HEADS if task == "sequence_classification"]
+CLASSIFIERS = [name for name, task in PUBLISHED if task == "sequence_classification"]
 
 
 @pytest.mark.parametrize("body", ["language model", "model without a head"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from lsp.core.errors import require
+from lsp.models import longformer_weights
 from lsp.models.heads.outputs import Reading
 from lsp.models.heads.reader import Reader, segments_of
 from lsp.models.layers.attention_maps import global_map, window_map
@@ -20,6 +23,7 @@ class LongformerReader(Reader):
     """Reads with a Longformer."""
 
     prefix = "longformer"
+    other_names = MappingProxyType({longformer_weights.SECOND_BIAS: longformer_weights.BIAS})
     backbone: Longformer
 
     def __init__(self, backbone: Longformer) -> None:
@@ -133,6 +137,13 @@ class LongformerReader(Reader):
             "global_attention_mask",
         )
         return found_BL.int().argmax(1, keepdim=True)
+
+    def published_besides(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        bias = weights.get(longformer_weights.BIAS)
+        return {} if bias is None else {longformer_weights.SECOND_BIAS: bias}
+
+    def dropped(self, name: str) -> bool:
+        return longformer_weights.DROPPED.search(name) is not None
 
     def scores(self, hidden_BLW: torch.Tensor) -> torch.Tensor:
         return self.backbone.lm_head(hidden_BLW)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +20,6 @@ from lsp.core.errors import require
 from lsp.models.heads.labels import Labels, class_loss, span_loss, token_loss
 from lsp.models.heads.outputs import HeadOutput, Reading
 from lsp.models.heads.reader import Reader
-from lsp.models.layers.fresh import normal_weights
 
 
 class HeadedModel(nn.Module, ABC):
@@ -38,15 +36,18 @@ class HeadedModel(nn.Module, ABC):
     task: ClassVar[str]
     by_token: ClassVar[bool] = False
     """Whether each position has an answer of its own, so that rows may hold several documents."""
+    keeps_lm_head: ClassVar[bool] = False
+    """Whether it is the model's own head that answers."""
 
     def __init__(self, reader: Reader, labels: Labels) -> None:
         super().__init__()
         self.backbone, self.reader, self.labels = reader.backbone, reader, labels
         self.fresh: tuple[str, ...] = ()
         self.build()
-        std = reader.config.initializer_range
         for module in self.own_modules():
-            module.apply(partial(normal_weights, std=std))
+            module.apply(reader.initialise)
+        if not self.keeps_lm_head:
+            reader.drop_head()
 
     @property
     def config(self) -> Any:
@@ -84,6 +85,7 @@ class LanguageModelling(HeadedModel):
 
     task = "masked_lm"
     by_token = True
+    keeps_lm_head = True
     shift = 0
 
     def build(self) -> None:

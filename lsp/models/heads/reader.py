@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import nn
 
 from lsp.core.errors import require
 from lsp.models.heads.outputs import Reading
 from lsp.models.interface import LanguageModel
+from lsp.models.layers.fresh import normal_weights
 from lsp.models.layers.trace import Trace
 
 
@@ -23,6 +26,8 @@ class Reader(ABC):
 
     prefix: str
     """Name of the model within a head, in published weights."""
+    other_names: Mapping[str, str] = MappingProxyType({})
+    """Names in published files of weights that have another name here."""
 
     def __init__(self, backbone: LanguageModel) -> None:
         self.backbone = backbone
@@ -69,6 +74,26 @@ class Reader(ABC):
             output_attentions: Whether to show what attention sees.
             output_hidden_states: Whether to show the stream between the layers.
         """
+
+    def published_name(self, name: str) -> str:
+        """The published name of a weight of the model."""
+        return name
+
+    def published_besides(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What published files hold besides these weights, which have their published names."""
+        return {}
+
+    @abstractmethod
+    def dropped(self, name: str) -> bool:
+        """Whether a name in published files is of nothing that a head reads."""
+
+    def initialise(self, module: nn.Module) -> None:
+        """Draws fresh weights of a module of a head."""
+        normal_weights(module, self.config.initializer_range)
+
+    def drop_head(self) -> None:
+        """Takes the model's own head away."""
+        del self.backbone.lm_head
 
     @abstractmethod
     def scores(self, hidden_BLW: torch.Tensor) -> torch.Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
+from lsp.models import reformer_weights
 from lsp.models.heads.outputs import Reading
 from lsp.models.heads.reader import Reader, segments_of
 from lsp.models.layers.attention_maps import local_map, lsh_map
@@ -20,6 +22,7 @@ class ReformerReader(Reader):
     """Reads with a Reformer; a head reads both of its streams side by side."""
 
     prefix = "reformer"
+    other_names = MappingProxyType({"lm_head.decoder.bias": "lm_head.bias"})
     backbone: Reformer
 
     @property
@@ -77,6 +80,9 @@ class ReformerReader(Reader):
                 (buckets[..., :here], states[:, :here]) for _, buckets, states in trace.seen
             ]
         return Reading(hidden, shown)
+
+    def dropped(self, name: str) -> bool:
+        return reformer_weights.DROPPED.search(name) is not None
 
     def scores(self, hidden_BLW: torch.Tensor) -> torch.Tensor:
         return self.backbone.lm_head(hidden_BLW)

@@ -20,6 +20,11 @@ from lsp.models.heads.models import (
 )
 from lsp.models.heads.reader import Reader
 from lsp.models.heads.reformer import ReformerReader
+from lsp.models.heads.transformer_xl import (
+    AdaptiveLanguageModelling,
+    LastTokenClassification,
+    TransformerXLReader,
+)
 from lsp.models.memory import MemoryConfig
 
 
@@ -38,7 +43,11 @@ class PublishedHead:
     auto_class: str
 
 
-READERS: dict[str, type[Reader]] = {"reformer": ReformerReader, "longformer": LongformerReader}
+READERS: dict[str, type[Reader]] = {
+    "reformer": ReformerReader,
+    "longformer": LongformerReader,
+    "transformer_xl": TransformerXLReader,
+}
 
 _SEQUENCES, _TOKENS = "AutoModelForSequenceClassification", "AutoModelForTokenClassification"
 _QUESTIONS, _CHOICES = "AutoModelForQuestionAnswering", "AutoModelForMultipleChoice"
@@ -56,6 +65,13 @@ HEADS: dict[tuple[str, str], PublishedHead] = {
         ("longformer", QuestionAnswering, "LongformerForQuestionAnswering", _QUESTIONS),
         ("longformer", MultipleChoice, "LongformerForMultipleChoice", _CHOICES),
         ("longformer", TokenClassification, "LongformerForTokenClassification", _TOKENS),
+        ("transformer_xl", AdaptiveLanguageModelling, "TransfoXLLMHeadModel", _CAUSAL),
+        (
+            "transformer_xl",
+            LastTokenClassification,
+            "TransfoXLForSequenceClassification",
+            _SEQUENCES,
+        ),
     )
 }
 
@@ -95,7 +111,4 @@ def build_head(
     name = registry.name_of(config)
     head = head_of(name, task)
     backbone = registry.get(name).build(config, memory)
-    model = head.build(READERS[name](backbone), labels or Labels())
-    if not issubclass(head.build, LanguageModelling):
-        del backbone.lm_head
-    return model
+    return head.build(READERS[name](backbone), labels or Labels())

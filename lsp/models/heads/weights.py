@@ -7,22 +7,22 @@ from collections.abc import Mapping
 import torch
 
 from lsp.core.errors import UserError
-from lsp.models import longformer_weights, reformer_weights
 from lsp.models.heads.models import HeadedModel
 from lsp.models.published_weights import check_weights
 
 OURS = "backbone."
-DROPPED = {"reformer": reformer_weights.DROPPED, "longformer": longformer_weights.DROPPED}
-"""Names in published files that hold no weight of their own, by the model's."""
+POOLER = "pooler."
 
 
 def published_names(model: HeadedModel) -> dict[str, str]:
     """The published name of each of our weights."""
-    prefix = model.reader.prefix
+    reader = model.reader
 
     def published(name: str) -> str:
         # The pooler belongs to the published model, not to its head.
-        return f"{prefix}.{name}" if name.startswith("pooler.") else name.removeprefix(OURS)
+        if name.startswith(POOLER):
+            return f"{reader.prefix}.{name}"
+        return reader.published_name(name.removeprefix(OURS))
 
     return {name: published(name) for name in model.state_dict()}
 
@@ -31,9 +31,7 @@ def to_published(model: HeadedModel) -> dict[str, torch.Tensor]:
     """The weights of a model under their published names; no copies."""
     names = published_names(model)
     weights = {names[name]: weight.detach() for name, weight in model.state_dict().items()}
-    if longformer_weights.BIAS in weights:
-        weights[longformer_weights.SECOND_BIAS] = weights[longformer_weights.BIAS]
-    return weights
+    return weights | model.reader.published_besides(weights)
 
 
 def from_published(
@@ -52,41 +50,58 @@ def from_published(
     Raises:
         UserError: The weights are not those of the model, or its head has other labels.
     """
-    weights = _completed(weights, model)
-    state, names = model.state_dict(), published_names(model)
-    of_head = {name for name in names if not name.startswith(f"{OURS}{model.reader.prefix}.")}
-    there = {name for name in of_head if names[name] in weights}
-    fresh = of_head if fresh_head else of_head - there
+    state, names, prefix = model.state_dict(), published_names(model), model.reader.prefix
+    shapes = {names[name]: tuple(weight.shape) for name, weight in state.items()}
+    weights = _completed(weights, model, names)
+    body = {p for n, p in names.items() if p.startswith(f"{prefix}.") and n.startswith(OURS)}
+    # What a head shares with the model is the model's.
+    same = _same(model, names)
+    of_head = {name for name in shapes if not body.intersection(same.get(name, [name]))}
+    fresh = of_head if fresh_head else of_head - weights.keys()
     for name in sorted(of_head - fresh):
-        shape, expected = tuple(weights[names[name]].shape), tuple(state[name].shape)
-        if shape != expected:
+        shape = tuple(weights[name].shape)
+        if shape != shapes[name]:
             raise UserError(
-                f"{names[name]} is {shape} in the published folder, but {expected} with "
+                f"{name} is {shape} in the published folder, but {shapes[name]} with "
                 f"num_labels={model.labels.num_labels}: leave num_labels out, or use "
                 "fresh_head=True"
             )
-    body = {name: tuple(state[name].shape) for name in names if name not in of_head}
-    found = {name: weights[published] for name, published in names.items() if published in weights}
-    check_weights({n: w for n, w in found.items() if n in body}, body, "a model", "config.json")
-    taken = {name: state[name] if name in fresh else found[name] for name in names}
-    return taken, tuple(sorted(names[name] for name in fresh))
+    in_body = {
+        name: weight
+        for name, weight in weights.items()
+        if name in body or (name.startswith(f"{prefix}.") and not model.reader.dropped(name))
+    }
+    check_weights(
+        {name: weight for name, weight in in_body.items() if name not in of_head},
+        {name: shapes[name] for name in body},
+        f"a {type(model.config).__name__.removesuffix('Config')}",
+        "config.json with the weights",
+    )
+    taken = {n: state[n] if p in fresh else weights[p] for n, p in names.items()}
+    return taken, tuple(sorted(fresh))
 
 
-def _completed(weights: Mapping[str, torch.Tensor], model: HeadedModel) -> dict[str, torch.Tensor]:
-    """The weights, with a model's own prefix, and second names for what is tied."""
+def _same(model: HeadedModel, names: Mapping[str, str]) -> dict[str, list[str]]:
+    """The published names of each weight that has several, by each of them."""
+    groups: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(names[name])
+    return {name: group for group in groups.values() if len(group) > 1 for name in group}
+
+
+def _completed(
+    weights: Mapping[str, torch.Tensor], model: HeadedModel, names: Mapping[str, str]
+) -> dict[str, torch.Tensor]:
+    """The weights, with the model's prefix, and under all names that they have."""
     prefix = model.reader.prefix
     if not any(name.startswith(f"{prefix}.") for name in weights):
         weights = {f"{prefix}.{name}": weight for name, weight in weights.items()}
-    dropped = DROPPED[prefix]
-    kept = {
-        name: weight
-        for name, weight in weights.items()
-        if not dropped.search(name) or ".pooler." in name
-    }
-    bias = weights.get(longformer_weights.SECOND_BIAS)
-    if bias is not None and prefix == "longformer":
-        kept.setdefault(longformer_weights.BIAS, bias)
-    embedding = longformer_weights.EMBEDDING
-    if getattr(model.config, "tie_word_embeddings", False) and embedding in kept:
-        kept.setdefault(longformer_weights.DECODER, kept[embedding])
-    return kept
+    completed = dict(weights)
+    for other, name in model.reader.other_names.items():
+        if other in weights:
+            completed.setdefault(name, weights[other])
+    for name, group in _same(model, names).items():
+        known = [completed[one] for one in group if one in completed]
+        if known:
+            completed.setdefault(name, known[0])
+    return completed

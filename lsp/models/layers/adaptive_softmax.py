@@ -209,7 +209,7 @@ class AdaptiveLogSoftmax(nn.Module):
         if labels_BK is None:
             return self._log_probabilities(hidden_TD).view(*hidden_BKD.shape[:2], -1)
         if sampled_S is None:
-            return self._summed(hidden_TD, labels_BK.flatten())
+            return self.losses(hidden_TD, labels_BK.flatten()).sum()
         assert self.sampler is not None
         scores = self.out_layers[0]
         narrow_TE, labels_T = self._narrowed(0, hidden_TD), labels_BK.flatten()
@@ -233,19 +233,20 @@ class AdaptiveLogSoftmax(nn.Module):
             scores = torch.cat([scores, of_clusters], dim=-1)
         return scores.float()
 
-    def _summed(self, hidden_TD: torch.Tensor, labels_T: torch.Tensor) -> torch.Tensor:
+    def losses(self, hidden_TD: torch.Tensor, labels_T: torch.Tensor) -> torch.Tensor:
+        """Loss of each position, 0 where nothing is predicted: (T,) fp32."""
         shortlist = self.spans[0][1]
         head_T = labels_T
         for number, (first, _) in enumerate(self.spans[1:]):
             head_T = torch.where(labels_T >= first, shortlist + number, head_T)
-        summed = partial(F.cross_entropy, ignore_index=IGNORE_INDEX, reduction="sum")
-        total = summed(self._scores(0, hidden_TD), head_T)
+        loss = partial(F.cross_entropy, ignore_index=IGNORE_INDEX, reduction="none")
+        losses_T = loss(self._scores(0, hidden_TD), head_T)
         for number, (first, stop) in enumerate(self.spans[1:], start=1):
             # A cluster that nothing is predicted in takes part too, as in the embedding.
             inside = ((labels_T >= first) & (labels_T < stop)).nonzero()[:, 0]
             scores = self._scores(number, hidden_TD[inside])
-            total = total + summed(scores, labels_T[inside] - first)
-        return total
+            losses_T = losses_T.index_add(0, inside, loss(scores, labels_T[inside] - first))
+        return losses_T
 
     def _log_probabilities(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         shortlist = self.spans[0][1]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from lsp.models.layers.chunked_attention import MASKED_SCORE, SELF_SCORE
 from lsp.models.layers.chunks import documents
 from lsp.models.layers.lsh import sorted_order
+from lsp.models.layers.relative_attention import Distances
 
 QUERIES_AT_ONCE = 256  # of a window's map: more would compare more keys in vain
 
@@ -180,6 +181,54 @@ def lsh_map(
     )
     scores = _mask(scores, query, key, causal, segment_ids_BL)
     return _shares(scores.masked_fill(query == key, SELF_SCORE))
+
+
+def relative_map(
+    q_BNLH: torch.Tensor,
+    k_BNEH: torch.Tensor,
+    *,
+    reach: int | None = None,
+    document_BE: torch.Tensor | None = None,
+    distances: Distances | None = None,
+) -> torch.Tensor:
+    """Weights of `relative_attention`, as Transformer-XL publishes them.
+
+    Args:
+        q_BNLH: (B, N, L, H) queries.
+        k_BNEH: (B, N, M + L, H) keys: of the memory, then of the row.
+        reach: Largest distance that is seen; None for any.
+        document_BE: (B, M + L) document of each key, -1 for what nobody sees.
+        distances: How distances score; None where only keys do.
+
+    Returns:
+        (B, N, L, M + L); 0 for all keys of a query that nobody sees.
+    """
+    length, size, keys = q_BNLH.shape[2], q_BNLH.shape[3], k_BNEH.shape[2]
+    index_E = torch.arange(keys, device=q_BNLH.device)
+    distance_LE = index_E[keys - length :, None] - index_E
+    seen_BLE = ((distance_LE >= 0) & (distance_LE <= (keys if reach is None else reach)))[None]
+    query = q_BNLH
+    if distances is not None and distances.u is not None:
+        query = q_BNLH + distances.u[:, None]
+    scores_BNLE = query @ k_BNEH.transpose(-1, -2)
+    if distances is not None:
+        query = q_BNLH if distances.w is None else q_BNLH + distances.w[:, None]
+        met_BNLP = query @ distances.r.transpose(-1, -2)
+        if distances.b is not None:
+            met_BNLP = met_BNLP + distances.b[:, None]
+        place_LE = distance_LE.clamp(0, met_BNLP.shape[-1] - 1)
+        scores_BNLE = scores_BNLE + met_BNLP.gather(3, place_LE.expand_as(scores_BNLE))
+    hidden_BL1 = None
+    if document_BE is not None:
+        own_BL1 = document_BE[:, keys - length :, None]
+        seen_BLE = seen_BLE & (own_BL1 == document_BE[:, None])
+        hidden_BL1 = own_BL1 < 0
+    lowest = torch.finfo(scores_BNLE.dtype).min
+    scores_BNLE = (scores_BNLE * size**-0.5).masked_fill(~seen_BLE[:, None], lowest)
+    weights_BNLE = _softmax(scores_BNLE)
+    return (
+        weights_BNLE if hidden_BL1 is None else weights_BNLE.masked_fill(hidden_BL1[:, None], 0.0)
+    )
 
 
 def _chunk_scores(

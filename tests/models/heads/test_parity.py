@@ -8,9 +8,16 @@ import pytest
 import torch
 
 from lsp.models.heads.models import HeadedModel
-from lsp.models.heads.registry import HEADS
 from lsp.models.memory import MemoryConfig
-from tests.models.heads.published import IDS, LABELS, inputs_for, labels_for, ours_of, published
+from tests.models.heads.published import (
+    IDS,
+    LABELS,
+    PUBLISHED,
+    inputs_for,
+    labels_for,
+    ours_of,
+    published,
+)
 
 SCORES = ("logits", "start_logits", "end_logits")
 
@@ -42,7 +49,7 @@ def assert_same_gradients(ours: HeadedModel, theirs: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
-@pytest.mark.parametrize(("architecture", "task"), HEADS, ids=IDS)
+@pytest.mark.parametrize(("architecture", "task"), PUBLISHED, ids=IDS)
 def test_values_and_gradients(architecture: str, task: str, padded: bool):
     theirs = published(architecture, task)
     ours = ours_of(theirs, task)
@@ -65,7 +72,7 @@ MEMORIES = {
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
-@pytest.mark.parametrize(("architecture", "task"), HEADS, ids=IDS)
+@pytest.mark.parametrize(("architecture", "task"), PUBLISHED, ids=IDS)
 def test_every_way_to_execute(architecture: str, task: str, memory: str):
     theirs = published(architecture, task)
     ours = ours_of(theirs, task, MEMORIES[memory])
@@ -79,7 +86,9 @@ def test_every_way_to_execute(architecture: str, task: str, memory: str):
     assert_same_gradients(ours, theirs)
 
 
-CLASSIFIERS = [architecture for architecture, task in HEADS if task == "sequence_classification"]
+CLASSIFIERS = [
+    architecture for architecture, task in PUBLISHED if task == "sequence_classification"
+]
 LABEL_KINDS = {
     "regression of one": (1, torch.tensor([0.3, -1.2]), None, "regression"),
     "regression of three": (3, torch.randn(2, 3), "regression", "regression"),
@@ -109,7 +118,7 @@ def test_label_kinds(architecture: str, kind: str):
     assert ours.labels.problem_type == settled == theirs.config.problem_type
 
 
-@pytest.mark.parametrize(("architecture", "task"), HEADS, ids=IDS)
+@pytest.mark.parametrize(("architecture", "task"), PUBLISHED, ids=IDS)
 def test_without_labels_there_is_no_loss(architecture: str, task: str):
     theirs = published(architecture, task).eval()
     ours = ours_of(theirs, task).eval()
@@ -120,7 +129,7 @@ def test_without_labels_there_is_no_loss(architecture: str, task: str):
     assert_same_scores(out, expected)
 
 
-@pytest.mark.parametrize("task", [task for kind, task in HEADS if kind == "longformer"])
+@pytest.mark.parametrize("task", [task for kind, task in PUBLISHED if kind == "longformer"])
 def test_global_tokens_anywhere(task: str):
     theirs = published("longformer", task)
     ours = ours_of(theirs, task)

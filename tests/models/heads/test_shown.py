@@ -7,12 +7,20 @@ from typing import Any
 import pytest
 import torch
 
-from lsp.models.heads.registry import HEADS, build_head
+from lsp.models.heads.registry import build_head
 from lsp.models.layers import attention_maps
 from lsp.models.layers.sliding_window import dilated_window_attention
 from lsp.models.longformer_config import LongformerConfig
 from lsp.models.memory import MemoryConfig
-from tests.models.heads.published import IDS, SHAPES, inputs_for, labels_for, ours_of, published
+from tests.models.heads.published import (
+    IDS,
+    PUBLISHED,
+    SHAPES,
+    inputs_for,
+    labels_for,
+    ours_of,
+    published,
+)
 
 ASKED = {"output_attentions": True, "output_hidden_states": True}
 
@@ -29,7 +37,7 @@ def assert_same_shown(ours: Any, theirs: Any) -> None:
 
 
 @pytest.mark.parametrize("rows", ["whole", "padded", "odd length", "short"])
-@pytest.mark.parametrize(("architecture", "task"), HEADS, ids=IDS)
+@pytest.mark.parametrize(("architecture", "task"), PUBLISHED, ids=IDS)
 def test_as_published(architecture: str, task: str, rows: str):
     theirs = published(architecture, task).eval()
     ours = ours_of(theirs, task).eval()
