@@ -87,7 +87,7 @@ code_of() {
         seen+=("$worker")
     done
     if [ "$1" -eq 0 ]; then echo 0; return; fi
-    for grave in 2 3 1 130 $STALLED; do # nothing to repeat, bugs, a second Ctrl-C, hangs and losses
+    for grave in 2 3 4 1 130 $STALLED; do # nothing to repeat, bugs, a second Ctrl-C, hangs and losses
         case " ${seen[*]} " in *" $grave "*) echo "$grave"; return ;; esac
     done
     # A worker that left no line was killed; unless all were to leave, it was lost.

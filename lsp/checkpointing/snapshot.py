@@ -49,6 +49,8 @@ class TrainState:
         pending: Sums since the last logged row, so that the next row is what it would have
             been without an interruption.
         unlogged: The row of this step where a signal came before it was complete.
+        certificate: What the packing certificate found on the model when training began, or last
+            went on; None where it was not asked for.
     """
 
     step: int = 0
@@ -67,6 +69,7 @@ class TrainState:
     scaler: dict[str, Any] = field(default_factory=dict)
     pending: dict[str, float] = field(default_factory=dict)
     unlogged: dict[str, float | int | None] | None = None
+    certificate: dict[str, Any] | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainState:

@@ -14,15 +14,15 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from lsp import __version__
-from lsp.cli import consolidate, evaluate, export, generate, importing, prepare, train
+from lsp.cli import consolidate, evaluate, export, generate, importing, prepare, train, verify
 from lsp.core import exit_file
-from lsp.core.errors import UserError
-from lsp.core.exit_codes import BUG, USER_ERROR
+from lsp.core.errors import LeakError, UserError
+from lsp.core.exit_codes import BUG, LEAK, USER_ERROR
 from lsp.core.ranks import rank
 
 VERBS = {
     module.VERB.name: module.VERB
-    for module in (prepare, train, evaluate, generate, export, consolidate, importing)
+    for module in (prepare, train, evaluate, generate, export, consolidate, importing, verify)
 }
 
 # Conditions of the machine that the user can mend, whatever was being written.
@@ -65,6 +65,9 @@ def _answer(words: list[str]) -> int:
         # The reader left, as `head` does; without this the interpreter complains at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except LeakError as leak:
+        print(f"lsp: {leak}", file=sys.stderr)
+        return LEAK
     except Exception as error:
         message = _users_mistake(error)
         if message is None:

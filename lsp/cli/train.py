@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lsp.cli.verb import Verb
-from lsp.core.exit_codes import DIVERGED, INTERRUPTED, STALLED
+from lsp.core.exit_codes import DIVERGED, INTERRUPTED, LEAK, STALLED
 
 if TYPE_CHECKING:
     from lsp.run.config import RunConfig
@@ -54,6 +54,7 @@ VERB = Verb(
         "trainer.log_every": "steps between logged rows",
         "trainer.micro_batch": "rows in one forward pass, 0 chooses",
         "trainer.dry_run": "see that memory suffices before the first step",
+        "verify.at_start": "see that documents and the future stay apart before the first step",
         "watchdog.seconds": "without progress until a hang is told and ended; 0 for never",
         "optimizer.learning_rate": "peak of the schedule",
         "schedule.warmup_steps": "steps of the linear warmup",
@@ -69,6 +70,7 @@ VERB = Verb(
     run=run,
     exit_codes={
         DIVERGED: "the loss stayed non-finite; starting again would only repeat it",
+        LEAK: "tokens of the model reach where they must not (verify.at_start); nothing is trained",
         INTERRUPTED: "interrupted and saved; the same command goes on",
         STALLED: "a process hung or was lost; the same command goes on from the last checkpoint",
     },

@@ -1,4 +1,4 @@
-"""The one exception type that means "the user can fix this"."""
+"""What is told to the user without a traceback."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ class UserError(ValueError):
 
     The message names the key, the value given and values that would work. The command line
     prints it without a traceback and exits with code 2.
+    """
+
+
+class LeakError(Exception):
+    """Tokens of a model reach where they must not; the message says which, and where.
+
+    The command line prints it without a traceback and exits with `LEAK`.
     """
 
 

@@ -19,7 +19,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from lsp.core.exit_codes import DIVERGED, INTERRUPTED, USER_ERROR
+from lsp.core.exit_codes import DIVERGED, INTERRUPTED, LEAK, USER_ERROR
 
 VARIABLE = "LSP_EXIT_FILE"
 LAUNCHER = "LSP_LAUNCHER"
@@ -27,7 +27,7 @@ LAUNCHER = "LSP_LAUNCHER"
 
 PR_SET_PDEATHSIG = 1
 
-FINAL = (USER_ERROR, DIVERGED)
+FINAL = (USER_ERROR, DIVERGED, LEAK)
 """Codes after which starting again would only repeat what happened."""
 
 

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from data_pipelines.errors import DataError
-from lsp.core.errors import UserError
-from lsp.core.exit_codes import BUG, USER_ERROR
+from lsp.core.errors import LeakError, UserError
+from lsp.core.exit_codes import BUG, LEAK, USER_ERROR
 from lsp.core.ranks import leave_quietly
 
 T = TypeVar("T")
@@ -156,4 +156,6 @@ def together(work: Callable[[], T]) -> T:
 def _exit_code(failure: Exception | None) -> int | None:
     if failure is None:
         return None
+    if isinstance(failure, LeakError):
+        return LEAK
     return USER_ERROR if isinstance(failure, UserError | DataError) else BUG

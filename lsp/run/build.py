@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 
@@ -37,6 +37,7 @@ from lsp.parallel.prepare import prepare_engine
 from lsp.parallel.runtime import Runtime, check_precision, runtime
 from lsp.parallel.strategy import resolve
 from lsp.parallel.watchdog import Watchdog
+from lsp.run.certify import certify_start
 from lsp.run.compose import save_yaml, to_plain
 from lsp.run.config import RunConfig
 from lsp.run.preflight import agree_on_folder, agree_on_plan, agree_on_start, agree_on_steps
@@ -138,8 +139,11 @@ def build_trainer(
         place,
         fresh=snapshot is None or not snapshot.optimizer,
     )
-    watchdog.phase("preparing the model and the optimizer")
     with _memory_explained(needs, watchdog):
+        if config.verify.at_start and state.step < config.trainer.max_steps:
+            watchdog.phase("certifying that documents stay apart")
+            state.certificate = certify_start(config, parts.model, place)
+        watchdog.phase("preparing the model and the optimizer")
         engine = prepare_engine(
             parts.model,
             build_optimizers(parts.model, config.optimizer),
@@ -459,3 +463,10 @@ def _announce(
         )
     elif state.step:
         console.say(f"resuming {config.run_dir} at step {state.step}")
+    if state.certificate is not None and state.step < config.trainer.max_steps:
+        console.say(_certified(state.certificate))
+
+
+def _certified(certificate: dict[str, Any]) -> str:
+    result, length = certificate["result"], certificate.get("length")
+    return f"certificate: {result}" + (f" (in rows of {length} tokens)" if length else "")

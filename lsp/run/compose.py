@@ -41,6 +41,7 @@ from lsp.run.config import (
 CONFIGS: dict[str, type] = {
     "train": RunConfig,
     "prepare": RunConfig,
+    "verify": RunConfig,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
     "export": ExportConfig,

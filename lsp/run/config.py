@@ -30,6 +30,7 @@ from lsp.training.config import (
     TrainerConfig,
     WatchdogConfig,
 )
+from lsp.verify.config import VerifyConfig
 
 ARCHITECTURES: dict[str, type] = {
     "reformer": ReformerConfig,
@@ -79,6 +80,7 @@ class RunConfig:
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
 
     def __post_init__(self) -> None:
         require(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
@@ -77,6 +78,7 @@ class Mixing:
             0 is padding.
         leaks: What must not be.
         unseen: What must be seen and is not.
+        finite: Whether the scores are numbers; nothing can be said of others.
     """
 
     length: int
@@ -86,16 +88,18 @@ class Mixing:
     reaches: dict[str, dict[tuple[int, int], bool]] = field(default_factory=dict)
     leaks: list[Leak] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
+    finite: bool = True
 
     @property
     def holds(self) -> bool:
         """Whether everything is as it is claimed."""
-        return not self.leaks and not self.unseen
+        return not self.problems
 
     @property
     def problems(self) -> list[str]:
         """In words, what is not."""
-        return [*map(str, self.leaks), *self.unseen]
+        unclear = [] if self.finite else ["the scores are not finite: nothing can be said of them"]
+        return [*map(str, self.leaks), *self.unseen, *unclear]
 
     def __str__(self) -> str:
         if not self.holds:
@@ -147,26 +151,25 @@ def examine(
         causality=CAUSAL if causal else BOTH_WAYS,
     )
     with undisturbed(model):
-
-        def probe(rows: Batch, memory: dict[str, torch.Tensor] | None = None) -> Probe:
-            return Probe(
-                model,
-                rows,
-                vocab_size=vocab_size,
-                exchange=exchange,
-                precision=precision,
-                memory=memory,
-            )
+        probe_of = partial(
+            Probe, model, vocab_size=vocab_size, exchange=exchange, precision=precision
+        )
 
         def rows_of(kinds: Sequence[Pieces], seed: int = 1) -> Batch:
             return make_rows(kinds, length, vocab_size, device, seed)
 
-        _examine_documents(found, probe(rows_of(packed)))
+        probe = probe_of(rows_of(packed))
+        found.finite = probe.finite
+        if not found.finite:
+            return found
+        _examine_documents(found, probe)
+        if timed is not packed:
+            probe = probe_of(rows_of(timed))
         cuts = QUICK_CUTS if quick else CUTS
-        _examine_time(found, probe(rows_of(timed)), causal=causal, cuts=cuts)
+        _examine_time(found, probe, causal=causal, cuts=cuts)
         if memory_apart is not None:
             before = rows_of([BEFORE] * len(packed), seed=2)
-            beside = _examine_memory(found, probe, before, rows_of(packed), memory_apart)
+            beside = _examine_memory(found, probe_of, before, rows_of(packed), memory_apart)
             # What is remembered widens the attention: the same must hold beside it.
             _examine_documents(found, beside, " beside a memory")
             _examine_time(found, beside, causal=causal, cuts=QUICK_CUTS, beside=" beside a memory")
@@ -182,14 +185,11 @@ def _documents(segment_ids_BL: torch.Tensor) -> Iterator[tuple[int, str, torch.T
 
 def _examine_documents(found: Mixing, probe: Probe, beside: str = "") -> None:
     """Exchanges the tokens of each document, and differentiates the loss of each."""
-    base = probe.scores()
-    if not bool(base.isfinite().all()):
-        found.unseen.append(f"the scores are not finite{beside}: nothing can be said of them")
     documents = list(_documents(probe.rows.segment_ids))
     values = found.reaches.setdefault("values", {})
     gradients = found.reaches.setdefault("gradients", {})
     for number, name, here_BL in documents:
-        changes_BL = probe.effects(base, probe.scores(here_BL))
+        changes_BL = probe.effects(probe.scores(here_BL))
         for other, other_name, there_BL in documents:
             if other == 0:  # what is computed for padding is used by nothing
                 continue
@@ -207,15 +207,15 @@ def _examine_documents(found: Mixing, probe: Probe, beside: str = "") -> None:
             if size and number != other:
                 found.leaks.append(Leak("gradients", other_name + beside, name, size))
     if probe.rows.input_ids.shape[0] > 1:
-        _examine_separate_rows(found, probe, base, beside)
+        _examine_separate_rows(found, probe, beside)
 
 
-def _examine_separate_rows(found: Mixing, probe: Probe, base: torch.Tensor, beside: str) -> None:
+def _examine_separate_rows(found: Mixing, probe: Probe, beside: str) -> None:
     """Exchanges a whole row, and differentiates its loss: the others are another text."""
     first_BL = torch.zeros_like(probe.rows.segment_ids, dtype=torch.bool)
     first_BL[0] = True
     real_BL = probe.rows.segment_ids != 0
-    changes_BL = probe.effects(base, probe.scores(first_BL)).where(real_BL, 0.0)
+    changes_BL = probe.effects(probe.scores(first_BL)).where(real_BL, 0.0)
     sizes_BL = probe.gradients(first_BL & real_BL)
     if changes_BL[1:].any():
         size = float(changes_BL[1:].max())
@@ -229,14 +229,14 @@ def _examine_time(
     found: Mixing, probe: Probe, *, causal: bool, cuts: Sequence[float], beside: str = ""
 ) -> None:
     """Cuts every document in two: what the later part may not reach, and the earlier has to."""
-    base, segments_BL = probe.scores(), probe.rows.segment_ids
+    segments_BL = probe.rows.segment_ids
     forward, backward = _Seen(segments_BL), _Seen(segments_BL)
     for cut in cuts:
         later_BL = later_parts(segments_BL, cut)
         earlier_BL = (segments_BL != 0) & ~later_BL
-        into_future = probe.effects(base, probe.scores(earlier_BL)).where(later_BL, 0.0)
+        into_future = probe.effects(probe.scores(earlier_BL)).where(later_BL, 0.0)
         forward.note(into_future, probe.gradients(later_BL).where(earlier_BL, 0.0))
-        into_past = probe.effects(base, probe.scores(later_BL)).where(earlier_BL, 0.0)
+        into_past = probe.effects(probe.scores(later_BL)).where(earlier_BL, 0.0)
         from_past = probe.gradients(earlier_BL).where(later_BL, 0.0)
         if not causal:
             backward.note(into_past, from_past)
@@ -255,14 +255,8 @@ def _examine_time(
 
 def _only_by_choice(probe: Probe, later_BL: torch.Tensor, earlier_BL: torch.Tensor) -> bool:
     """Whether nothing reaches the past once the model looks where it looked before."""
-    if not probe.model.hold_sight(True):
-        return False
-    try:
-        base = probe.scores()
-        changes_BL = probe.effects(base, probe.scores(later_BL))
-        return not bool(changes_BL.where(earlier_BL, 0.0).any())
-    finally:
-        probe.model.hold_sight(False)
+    changes_BL = probe.held(later_BL)
+    return changes_BL is not None and not bool(changes_BL[earlier_BL].any())
 
 
 class _Seen:
@@ -313,7 +307,7 @@ def _examine_memory(
     rows = _continued(before, rows, going_on_B)
     probe_before = probe_of(before)
     remembered = probe_before.remembered()
-    probe = probe_of(rows, remembered)
+    probe = probe_of(rows, memory=remembered)
     found.memory = KEPT_APART if apart else CARRIED
     if not remembered:
         found.unseen.append("nothing is remembered")
@@ -321,11 +315,10 @@ def _examine_memory(
     for name, tensor in remembered.items():
         if tensor.requires_grad:
             found.leaks.append(Leak("gradients", f"what is remembered ({name})", "rows", torch.inf))
-    base = probe.scores()
     own_BL = (before.segment_ids == before.segment_ids[:, -1:]) & going_on_B[:, None]
     first_BL = (rows.segment_ids == 1) & going_on_B[:, None]
     own, others = (
-        probe.effects(base, probe_of(rows, probe_before.remembered(where_BL)).scores())
+        probe.effects(probe_of(rows, memory=probe_before.remembered(where_BL)).scores())
         for where_BL in (own_BL, ~own_BL)
     )
     if apart:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -55,6 +56,17 @@ class Probe:
         self._others_BL = (rows.input_ids + shift_BL.to(self.device)) % vocab_size
         self._embedding: nn.Module | None = None
 
+    @cached_property
+    def base(self) -> torch.Tensor:
+        """Scores of the rows as they are: (B, L / degree, V)."""
+        return self.scores()
+
+    @property
+    def finite(self) -> bool:
+        """Whether all of them are numbers, on every process."""
+        finite_Bl = self.base.isfinite().all(-1).long()
+        return bool(self.exchange.whole(finite_Bl).all())
+
     def scores(self, where_BL: torch.Tensor | None = None) -> torch.Tensor:
         """Scores of the positions that are here: (B, L / degree, V).
 
@@ -67,6 +79,19 @@ class Probe:
                 lambda: self.model.logits(here.input_ids, here.segment_ids, here.position_ids)
             ).float()
 
+    def held(self, where_BL: torch.Tensor) -> torch.Tensor | None:
+        """The effects of exchanged tokens on a model that looks where it looked: (B, L).
+
+        None for a model that looks at the same places whatever the tokens are.
+        """
+        try:
+            if not self.model.hold_sight(True):
+                return None
+            self.scores()
+            return self.effects(self.scores(where_BL))
+        finally:
+            self.model.hold_sight(False)
+
     def remembered(self, where_BL: torch.Tensor | None = None) -> dict[str, torch.Tensor] | None:
         """What the model remembers after the rows, with tokens exchanged as in `scores`."""
         with torch.no_grad():
@@ -74,8 +99,9 @@ class Probe:
             self._passed(lambda: self.model(**here.tensors()))
         return self.model.remembered()
 
-    def effects(self, before_BlV: torch.Tensor, after_BlV: torch.Tensor) -> torch.Tensor:
-        """Largest difference between the scores of each position, 0 only for equal bits: (B, L)."""
+    def effects(self, after_BlV: torch.Tensor) -> torch.Tensor:
+        """Largest change of each position's scores, 0 only where every bit is the same: (B, L)."""
+        before_BlV = self.base
         differs_Bl = (before_BlV != after_BlV).any(-1)
         size_Bl = (before_BlV - after_BlV).abs().amax(-1)
         # What is no number, or too small for the difference to be one, is a difference too.
@@ -147,7 +173,7 @@ class Probe:
 
         hooks = [m.register_forward_hook(note, with_kwargs=True) for m in self.model.modules()]
         try:
-            self.scores()
+            self.scores()  # not `base`, which may be there already
         finally:
             for hook in hooks:
                 hook.remove()

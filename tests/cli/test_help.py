@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 from lsp.cli.main import VERBS, main
-from lsp.core.exit_codes import BUG, DIVERGED, DONE, INTERRUPTED, USER_ERROR
+from lsp.core.exit_codes import BUG, DIVERGED, DONE, INTERRUPTED, LEAK, USER_ERROR
 from lsp.run.compose import CONFIGS, compose, conf_dir, hydra_app, load_config, to_dataclass
 
 GROUPS = sorted(
@@ -40,7 +40,7 @@ def test_train_shows_six_worked_examples(train_help):
 
 def test_train_explains_exit_codes(train_help):
     codes = train_help.partition("Exit codes:\n")[2]
-    for code in (DONE, BUG, USER_ERROR, DIVERGED, INTERRUPTED):
+    for code in (DONE, BUG, USER_ERROR, DIVERGED, LEAK, INTERRUPTED):
         assert f"\n  {code} " in f"\n{codes}"
 
 
@@ -71,7 +71,7 @@ def test_examples_compose(verb, example):
     assert isinstance(config, CONFIGS[verb.name])
 
 
-@pytest.mark.parametrize("name", ["train", "prepare"])
+@pytest.mark.parametrize("name", ["train", "prepare", "verify"])
 def test_train_and_prepare_find_the_same_data(name):
     config = to_dataclass(compose(hydra_app(name), name, []), CONFIGS[name])
     assert config == load_config("train")

@@ -33,6 +33,7 @@ def test_lists_only_verbs_that_are_there():
         "export",
         "consolidate",
         "import",
+        "verify",
     }
 
 

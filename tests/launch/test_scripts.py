@@ -14,7 +14,7 @@ from tests.launch.scripts import LAUNCH, ROOT, missing
 SHELL = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch"), *(ROOT / "tests").rglob("*.sh")])
 LAUNCHERS = ["local.sh", "torchrun.sh", "slurm.sbatch", "kubernetes.yaml", "skypilot.yaml"]
 AGAIN = {exit_codes.INTERRUPTED, exit_codes.STALLED}
-NEVER = {exit_codes.BUG, exit_codes.USER_ERROR, exit_codes.DIVERGED}
+NEVER = {exit_codes.BUG, exit_codes.USER_ERROR, exit_codes.DIVERGED, exit_codes.LEAK}
 
 
 def documents(name: str) -> list[dict]:

@@ -152,7 +152,9 @@ def test_scores_that_are_no_numbers():
     model = sound()
     with torch.no_grad():
         model.lm_head.decoder.weight.fill_(torch.nan)
-    assert not examined(model).holds
+    found = examined(model)
+    assert not found.holds
+    assert not found.leaks
 
 
 def test_a_model_that_does_not_keep_documents_apart():

@@ -1,0 +1,261 @@
+"""`lsp verify packing`: shows that nothing leaks, or says what does."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch.multiprocessing.spawn import start_processes
+
+from lsp.checkpointing.files import write_json
+from lsp.core.errors import UserError, require
+from lsp.core.exit_codes import DONE, LEAK
+from lsp.core.ranks import is_main, world_size
+from lsp.core.seeding import seed_everything
+from lsp.core.versions import versions
+from lsp.models import registry
+from lsp.parallel.config import ParallelismConfig
+from lsp.parallel.runtime import Runtime, check_precision, runtime
+from lsp.run.build import build_model
+from lsp.run.config import RunConfig
+from lsp.run.validate import validate_data
+from lsp.verify.cells import DEGREES, Cell, all_cells, certify_cells, record
+from lsp.verify.certify import certify
+from lsp.verify.mixing import Mixing
+
+START_METHOD = "spawn"
+VOCABULARY = 1024
+"""Of a model that would take its vocabulary from a tokenizer."""
+
+Records = list[dict[str, Any]]
+
+
+def run_verify(config: RunConfig) -> int:
+    """Certifies one model or all; prints and writes the result, and returns the exit code.
+
+    Raises:
+        UserError: The configuration cannot work, or the result not be written.
+    """
+    everything, processes = config.verify.everything, world_size()
+    if everything:
+        degrees: Sequence[int] = DEGREES if processes == 1 else [processes]
+    else:
+        _complete(config)
+        degrees = [config.parallelism.sequence]
+    found = [entry for degree in degrees for entry in _at_degree(config, degree)]
+    holds = all(entry["holds"] for entry in found)
+    if is_main():
+        show = _show_everything if everything else _show_one
+        show(found, Console(file=sys.stdout, highlight=False))
+        _write(config, {"holds": holds, "cells": found})
+    return DONE if holds else LEAK
+
+
+def _complete(config: RunConfig) -> None:
+    """Refuses what `lsp train` would refuse of a model, and completes it without its data."""
+    validate_data(config)
+    architecture = registry.get(registry.name_of(config.architecture))
+    size = config.architecture.vocab_size
+    if not getattr(config.architecture, "cutoffs", []):  # which only a large one has
+        size = min(size, VOCABULARY)
+    config.architecture = architecture.resolve(
+        config.architecture,
+        vocab_size=size,
+        sequence_length=config.sequence_length,
+        causal=config.objective.name == "causal",
+    )
+    degree, processes = config.parallelism.sequence, world_size()
+    architecture.check_shares(config.architecture, config.sequence_length, degree)
+    require(
+        processes in (1, degree),
+        f"parallelism.sequence={degree}: {processes} processes were started; start one, which "
+        f"starts what it needs, or {degree}",
+    )
+
+
+def _write(config: RunConfig, result: dict[str, Any]) -> None:
+    name = config.verify.certificate
+    out = Path(config.verify.out or f"verified/{name}.json")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, {"certificate": name, **result, "versions": versions()})
+    except OSError as error:
+        raise UserError(f"verify.out={out} cannot be written: {error.strerror or error}") from error
+    print(f"written to {out}")
+
+
+def _at_degree(config: RunConfig, degree: int) -> Records:
+    """What is found where so many processes share rows: here, or in processes started for it."""
+    device = config.parallelism.device
+    if degree > 1 and torch.cuda.device_count() < degree:
+        require(
+            device != "cuda",
+            f"parallelism.device=cuda: rows shared by {degree} processes need as many GPUs, and "
+            f"this machine has {torch.cuda.device_count()}; use parallelism.device=auto or cpu",
+        )
+        device = "cpu"
+    parallelism = ParallelismConfig(
+        strategy="single" if degree == 1 else "ddp", sequence=degree, device=device
+    )
+    if degree == world_size() or degree == 1:
+        return _certify(config, parallelism)
+    with tempfile.TemporaryDirectory(prefix="lsp-verify-") as folder:
+        threads = max(1, torch.get_num_threads() // degree)
+        result = Path(folder) / "found.json"
+        start_processes(  # type: ignore[no-untyped-call]
+            _process,
+            (degree, _free_port(), threads, config, parallelism, result),
+            nprocs=degree,
+            start_method=START_METHOD,
+        )
+        records: Records = json.loads(result.read_text(encoding="utf-8"))
+        return records
+
+
+def _free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def _process(
+    rank: int,
+    degree: int,
+    port: int,
+    threads: int,
+    config: RunConfig,
+    parallelism: ParallelismConfig,
+    result: Path,
+) -> None:
+    """One of the processes that share rows, told what a launcher would tell it."""
+    here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": degree, "LOCAL_WORLD_SIZE": degree}
+    os.environ |= {name: str(value) for name, value in here.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(threads)
+    records = _certify(config, parallelism)
+    if rank == 0:
+        result.write_text(json.dumps(records), encoding="utf-8")
+
+
+def _certify(config: RunConfig, parallelism: ParallelismConfig) -> Records:
+    with runtime(parallelism) as place:
+        return _certify_all(place) if config.verify.everything else [_certify_run(config, place)]
+
+
+def _certify_run(config: RunConfig, place: Runtime) -> dict[str, Any]:
+    check_precision(config.precision, place.device)
+    seed_everything(config.seed)
+    found = certify(
+        build_model(config).to(place.device),
+        sequence_length=config.sequence_length,
+        causal=config.objective.name == "causal",
+        exchange=place.exchange,
+        precision=config.precision.name,
+        device=place.device,
+    )
+    architecture = registry.get(registry.name_of(config.architecture))
+    return {
+        "architecture": architecture.name,
+        "objective": config.objective.name,
+        "memory": config.memory.settled(architecture.residuals(config.architecture)).residual,
+        "precision": config.precision.name,
+        "degree": place.exchange.degree,
+        **record(found, place.device),
+    }
+
+
+def _certify_all(place: Runtime) -> Records:
+    cells, records = list(all_cells([place.exchange.degree])), []
+    quiet = not (place.is_main and sys.stderr.isatty())
+    with Progress(console=Console(stderr=True), transient=True, disable=quiet) as progress:
+        task = progress.add_task("", total=len(cells))
+
+        def done(cell: Cell, found: Mixing) -> None:
+            records.append({**asdict(cell), **record(found, place.device)})
+            progress.update(task, advance=1, description=str(cell))
+
+        certify_cells(cells, place.exchange, place.device, done)
+    return records
+
+
+def _show_everything(records: Records, console: Console) -> None:
+    """A row for each kind of attention, a column for each number of processes that share rows."""
+    degrees = sorted({entry["degree"] for entry in records})
+    table = Table(title="who sees whom, in values and in gradients")
+    for heading in ("architecture", "attention", "documents", "in time", "memory of rows before"):
+        table.add_column(heading)
+    for degree in degrees:
+        table.add_column("whole rows" if degree == 1 else f"rows shared by {degree}")
+    variants: dict[tuple[str, ...], Records] = {}
+    for entry in records:
+        key = (entry["architecture"], entry["attention"], entry["objective"])
+        variants.setdefault(key, []).append(entry)
+    for (architecture, attention, _), entries in variants.items():
+        first = entries[0]
+        table.add_row(
+            architecture,
+            attention,
+            first["documents"],
+            first["in_time"],
+            first["remembered"] or "",
+            *(_count([e for e in entries if e["degree"] == degree]) for degree in degrees),
+        )
+    console.print(table)
+    print(
+        "each stored, recomputed and reversible where it can be, in fp32; the leanest in bf16 too"
+    )
+    _show_problems(records, console)
+
+
+def _count(entries: Records) -> str:
+    bad = sum(not entry["holds"] for entry in entries)
+    return f"{bad} of {len(entries)} FAIL" if bad else f"{len(entries)} hold"
+
+
+def _show_one(records: Records, console: Console) -> None:
+    """Which document reaches which, in values, in gradients or in both."""
+    (entry,) = records
+    numbers = sorted({n for pairs in entry["reaches"].values() for pair in pairs for n in pair})
+    shared = f", shared by {entry['degree']}" if entry["degree"] > 1 else ""
+    table = Table(
+        title=f"{entry['architecture']}, {entry['objective']}, {entry['memory']}, "
+        f"{entry['precision']}, {entry['device']}, rows of {entry['length']} tokens{shared}"
+    )
+    table.add_column("tokens of")
+    documents = [number for number in numbers if number]
+    for number in documents:
+        table.add_column(f"reach {number}", justify="center")
+    for source in (0, *documents):
+        reached = {
+            number: [w for w in entry["reaches"] if [source, number] in entry["reaches"][w]]
+            for number in documents
+        }
+        cells = ["both" if len(ways) == 2 else "".join(ways) or "-" for ways in reached.values()]
+        table.add_row(f"document {source}" if source else "padding", *cells)
+    console.print(table)
+    memory = f", memory {entry['remembered']}" if entry["remembered"] else ""
+    print(f"documents {entry['documents']}, {entry['in_time']}{memory}: ", end="")
+    print("holds" if entry["holds"] else "DOES NOT HOLD")
+    _show_problems(records, console)
+
+
+def _show_problems(records: Records, console: Console) -> None:
+    for entry in records:
+        if entry["holds"]:
+            continue
+        keys = ("architecture", "attention", "objective", "memory", "precision")
+        shared = [f"rows shared by {entry['degree']}"] if entry["degree"] > 1 else []
+        console.print(", ".join([*(entry[k] for k in keys if k in entry), *shared]), style="bold")
+        for problem in entry["problems"]:
+            print(f"  {problem}")

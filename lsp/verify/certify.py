@@ -1,0 +1,67 @@
+"""The packing certificate of a model of the registry, by what its architecture claims."""
+
+from __future__ import annotations
+
+import torch
+
+from lsp.core.errors import UserError
+from lsp.models import registry
+from lsp.models.interface import LanguageModel
+from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
+from lsp.verify.lengths import short_length
+from lsp.verify.mixing import Mixing, examine
+
+
+def certify(
+    model: LanguageModel,
+    *,
+    sequence_length: int,
+    causal: bool,
+    exchange: Exchange = WHOLE_ROWS,
+    precision: str = "fp32",
+    device: torch.device | None = None,
+    quick: bool = False,
+) -> Mixing:
+    """Examines a model on rows as short as suffices; every process of `exchange` must call it.
+
+    Args:
+        model: With whole weights and empty gradients, on the device.
+        sequence_length: Of the training.
+        causal: Whether it is trained to predict the next token.
+        exchange: Between the processes that share rows.
+        precision: `fp32`, `bf16` or `fp16`.
+        device: Of the model; None for the host.
+        quick: Whether it has to be done in a moment.
+    """
+    config, device = model.config, device or torch.device("cpu")
+    architecture = registry.get(registry.name_of(config))
+    across = bool(getattr(config, "memory_across_documents", False))
+    remembers = architecture.remembers and getattr(config, "mem_len", 1) > 0
+
+    def fits(length: int) -> bool:
+        try:
+            architecture.check_shares(config, length, exchange.degree)
+        except UserError:
+            return False
+        return True
+
+    length = short_length(
+        sequence_length,
+        architecture.length_multiple(config),
+        fits,
+        model.flops_per_token if quick else lambda _: 0.0,
+        device.type,
+    )
+    model.share_rows(exchange)
+    return examine(
+        model,
+        length=length,
+        vocab_size=config.vocab_size,
+        causal=causal,
+        apart=architecture.segments and not across,
+        memory_apart=not across if remembers else None,
+        exchange=exchange,
+        precision=precision,
+        device=device,
+        quick=quick,
+    )
