@@ -88,7 +88,7 @@ def _passkey(axes: Any, rows: Rows) -> None:
         x, y = lengths.index(row["length"]), depths.index(row["depth"])
         shades[y][x] = row["likeliest"]
         axes.text(x, y, f"{row['accuracy']:.0%}", ha="center", va="center", color="black")
-    image = axes.imshow(shades, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+    image = axes.imshow(shades, vmin=0, vmax=1, cmap="YlGn", aspect="auto")
     axes.figure.colorbar(image, label="likelier than every distractor")
     axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
     axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from lsp.evaluation.figures import Units
 from lsp.evaluation.sliding import (
@@ -14,6 +15,8 @@ from lsp.evaluation.sliding import (
     work_by_memory,
     work_by_stride,
 )
+from lsp.models.transformer_xl import TransformerXL
+from lsp.models.transformer_xl_config import TransformerXLConfig
 from tests.evaluation.known import Bigram, Periodic, Remembering
 
 VOCABULARY = 50
@@ -94,6 +97,39 @@ def test_a_long_text_is_read_in_several_streams():
     (row,) = remembered(model, [repeated(20, 16 * 16 * 3 + 1)], [64])
     assert row["loss"] == pytest.approx(IDEALESS * 3 * 19 / (16 * 16 * 3))
     assert {shape[0] for shape in model.read} == {3}
+
+
+def test_a_transformer_xl_that_remembers_all_has_read_all():
+    """Segments of 16 with a memory as long as the text: the loss of one pass over all of it."""
+    torch.manual_seed(0)
+    config = TransformerXLConfig(
+        vocab_size=VOCABULARY,
+        cutoffs=[20],
+        d_model=16,
+        d_embed=16,
+        n_head=2,
+        d_head=8,
+        d_inner=24,
+        n_layer=3,
+        div_val=2,
+        mem_len=8,
+        clamp_len=-1,
+        same_length=False,
+        init_std=0.3,
+        dropout=0.0,
+    )
+    model = TransformerXL(config).eval()
+    text = np.random.default_rng(0).integers(0, VOCABULARY, 90)
+    short, long = remembered(model, [text], [8, 96])
+    tokens = torch.from_numpy(text)[None]
+    with torch.no_grad():
+        whole = model(tokens[:, :-1], tokens[:, 1:])
+    assert long["tokens"] == int(whole[1]) == 89
+    assert long["loss"] == pytest.approx(float(whole[0]) / 89, rel=1e-5)
+    assert abs(short["loss"] - long["loss"]) > 1e-3
+    # Nor does a position see more where all see equally many.
+    (same,) = remembered(model, [text], [96], same_length=True, clamp_len=4)
+    assert abs(same["loss"] - long["loss"]) > 1e-4
 
 
 def test_settings_are_those_of_before_afterwards():

@@ -27,11 +27,19 @@ def test_text_begins_with_the_prompt_and_repeats_with_the_seed(run, capsys):
     assert all(text.startswith("def ") for text in texts)
 
 
-@pytest.mark.parametrize("layers", ["[local,local]", "[lsh,local]"])
-def test_a_cache_changes_nothing_but_the_time(tmp_path, capsys, layers):
+SMALL = {
     # Within a chunk LSH attention is over all tokens: see `generate_ids`.
-    chunks = "architecture.lsh_attn_chunk_length=64"
-    config, _, _ = make_run(tmp_path, f"architecture.attn_layers={layers}", chunks)
+    "reformer": ["attn_layers=[lsh,local]", "lsh_attn_chunk_length=64", "num_attention_heads=2"],
+    "longformer": ["attention_window=8", "hidden_size=32", "num_hidden_layers=2"],
+    "transformer_xl": ["d_model=32", "d_embed=32", "n_layer=2", "mem_len=64"],
+}
+
+
+@pytest.mark.parametrize("architecture", SMALL)
+def test_a_cache_changes_nothing_but_the_time(tmp_path, capsys, architecture):
+    overrides = [f"architecture.{one}" for one in SMALL[architecture]]
+    words = [f"architecture={architecture}", "tokens_per_step=128", *overrides]
+    config, _, _ = make_run(tmp_path, *words, experiment=None)
     options = {"prompt": "def f", "max_new_tokens": 30, "seed": 3}
     texts = [
         generate(capsys, str(config.run_dir), cache=cache, **options).out for cache in (True, False)
