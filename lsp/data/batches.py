@@ -219,7 +219,8 @@ class EvaluationBatches:
         self._lanes = min(lanes, self.num_rows)
         self._lane_rows = -(-self.num_rows // max(1, self._lanes))
         self._lanes_per_rank = -(-self._lanes // share.degree)
-        self.groups = max(1, -(-self._lanes_per_rank // share.micro_batch))
+        self._size = min(share.micro_batch, self._lanes_per_rank)
+        self.groups = -(-self._lanes_per_rank // max(1, self._size))
 
     def __len__(self) -> int:
         return self._lane_rows * self.groups
@@ -236,9 +237,8 @@ class EvaluationBatches:
     def _rows(self, index: int) -> list[int | None]:
         """The rows of a batch; None for those that only fill up."""
         within, group = divmod(index, self.groups)
-        size = self.share.micro_batch
         rows: list[int | None] = []
-        for number in range(group * size, group * size + size):
+        for number in range(group * self._size, (group + 1) * self._size):
             lane = self.share.rank * self._lanes_per_rank + number
             row = lane * self._lane_rows + within
             there = number < self._lanes_per_rank and lane < self._lanes and row < self.num_rows

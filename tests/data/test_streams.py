@@ -72,7 +72,7 @@ def test_evaluation_reads_each_row_once_and_in_order(degree, micro_batch, lanes,
         share = Share(rank, degree, LANES, micro_batch)
         groups = EvaluationBatches(maker(), share, max_rows, lanes=lanes).groups
         batches = evaluated(share, max_rows, lanes)
-        for group, row in product(range(groups), range(micro_batch)):
+        for group, row in product(range(groups), range(len(batches[0].input_ids))):
             lane = [
                 number_of(batch.rows(row, row + 1), expected) for batch in batches[group::groups]
             ]

@@ -17,9 +17,10 @@ from lsp.core.exit_codes import DONE
 from lsp.tracking.tracker import read_rows
 from tests.distributed.spawn import environment, free_port
 from tests.processes import Session
-from tests.run.tiny import tensors, words, write_corpus
+from tests.run.tiny import REMEMBERING, tensors, words, write_corpus
 
 ROWS, LENGTH = 12, 128  # rows that 1, 2, 3 and 4 processes can share
+LENGTHS = (f"tokens_per_step={ROWS * LENGTH}", f"sequence_length={LENGTH}")
 
 
 def record_batches(folder: Path) -> None:
@@ -73,8 +74,7 @@ class Training:
         typed = words(
             folder,
             corpus,
-            f"tokens_per_step={ROWS * LENGTH}",
-            f"sequence_length={LENGTH}",
+            *LENGTHS,
             "checkpoint.keep_last=9",
             f"parallelism={strategy}",
             "parallelism.param_persistence_threshold=0",
@@ -161,6 +161,22 @@ def test_two_then_three_then_one(tmp_path, corpus, sharded):
     assert {f"model-{n:05d}.safetensors" for n in (1, 2, 3)} < written
     one = Training(tmp_path / "one", corpus, "ddp", 1, begin=three, step=8).wait()
     assert_continues(one, sharded)
+
+
+def test_lanes_go_to_two_processes_and_back(tmp_path, corpus):
+    """What a Transformer-XL remembers is found again by whoever reads on."""
+    overrides = (
+        *(word for word in REMEMBERING if "drop" not in word),  # masks are those of a micro-batch
+        *LENGTHS,
+        "checkpoint.every=3",  # step 8 ends an epoch, after which nothing is remembered
+    )
+    whole = Training(tmp_path / "whole", corpus, "single", 1, overrides=overrides).wait()
+    two = Training(tmp_path / "two", corpus, "zero2", 2, whole, step=3, overrides=overrides).wait()
+    assert_continues(two, whole)
+    written = {path.name for path in (two.run / "step-00000006").glob("memory-*")}
+    assert written == {"memory-00000.safetensors", "memory-00001.safetensors"}
+    one = Training(tmp_path / "one", corpus, "ddp", 1, two, step=6, overrides=overrides).wait()
+    assert_continues(one, whole)
 
 
 @pytest.mark.slow

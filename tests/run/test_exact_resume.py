@@ -16,7 +16,7 @@ from lsp.run.compose import load_train_config
 from lsp.tracking.tracker import read_rows
 from lsp.training.trainer import Trainer
 from tests.processes import Session
-from tests.run.tiny import assert_same_run, curve, words
+from tests.run.tiny import REMEMBERING, assert_same_run, curve, words
 
 DROPOUT = [
     "architecture.hidden_dropout_prob=0.1",
@@ -65,6 +65,8 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
             ["precision=bf16", "objective=masked", "packing=one_per_row", "memory=recomputed"],
             id="bf16-masked-recomputed",
         ),
+        pytest.param([*REMEMBERING, "trainer.micro_batch=8"], id="remembering-accumulation"),
+        pytest.param([*REMEMBERING, "precision=bf16", "memory=stored"], id="remembering-bf16"),
     ],
 )
 def test_crash_between_checkpoints(tmp_path, corpus, monkeypatch, overrides):
@@ -168,6 +170,9 @@ def slow_disk() -> None:
     "overrides",
     [
         pytest.param(["trainer.log_every=1", *DROPOUT], id="causal"),
+        pytest.param(
+            [*REMEMBERING, "trainer.micro_batch=16"], id="remembering", marks=pytest.mark.slow
+        ),
         pytest.param(
             ["trainer.log_every=3", "objective=masked", "optimizer=muon", *DROPOUT],
             id="masked",

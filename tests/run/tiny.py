@@ -14,6 +14,26 @@ from lsp.tracking.tracker import read_rows
 
 TEXT = "reversible layers keep two streams and give back what they were given def return 0 1"
 
+REMEMBERING = [
+    "experiment=",
+    "architecture=transformer_xl",
+    "packing=concatenate",
+    "architecture.d_model=32",
+    "architecture.d_embed=32",
+    "architecture.n_layer=2",
+    "architecture.n_head=2",
+    "architecture.d_head=16",
+    "architecture.d_inner=48",
+    "architecture.mem_len=100",
+    "architecture.dropout=0.1",
+    "architecture.dropatt=0.1",
+    "sequence_length=64",
+    "tokens_per_step=2048",
+    "schedule.warmup_steps=2",
+    "trainer.eval_rows=8",
+]
+"""A tiny model with a memory, which the epochs of the corpus end every seven steps."""
+
 TIMING = {"tokens_per_second", "model_flops_utilisation", "peak_memory_bytes", "seconds"}
 TIMING |= {"save_stall_seconds"}
 """Columns that no two runs share."""
@@ -30,7 +50,7 @@ def write_corpus(folder: Path, files: int = 30) -> Path:
 
 
 def words(root: Path, corpus: Path, *overrides: str, name: str = "run") -> list[str]:
-    """What is typed after `lsp train` for a tiny run; later overrides win."""
+    """What is typed after `lsp train` for a tiny run; later overrides win, empty ones leave out."""
     given = {
         "experiment": "debug",
         "data": "text",
@@ -52,7 +72,7 @@ def words(root: Path, corpus: Path, *overrides: str, name: str = "run") -> list[
     for override in overrides:
         key, _, value = override.partition("=")
         given[key] = value
-    return [f"{key}={value}" for key, value in given.items()]
+    return [f"{key}={value}" for key, value in given.items() if value]
 
 
 def curve(run_dir: Path) -> list[dict[str, Any]]:
