@@ -11,6 +11,7 @@ import yaml
 
 from lsp.hub.comparison import TOLERANCE, Comparison
 from lsp.hub.form import PublishedForm
+from lsp.models.transformer_xl_config import UNLIMITED
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Evidence:
 
 
 def model_card(
-    evidence: Evidence, form: PublishedForm, comparison: Comparison, *, dtype: str, positions: int
+    evidence: Evidence, form: PublishedForm, comparison: Comparison, *, config: Any, dtype: str
 ) -> str:
     """Text of the `README.md` of an export.
 
@@ -51,9 +52,11 @@ def model_card(
         evidence: Of the run.
         form: How `transformers` knows the architecture.
         comparison: What a fresh process found in the folder.
+        config: Of the model.
         dtype: Number format of the weights.
-        positions: The longest text that the model reads, in tokens.
     """
+    positions = int(config.max_positions)
+    reads = "texts of any length" if positions >= UNLIMITED else f"up to {positions:,} tokens"
     front = {
         "library_name": "transformers",
         "pipeline_tag": form.pipeline,
@@ -63,9 +66,9 @@ def model_card(
         "---\n" + yaml.safe_dump(front, sort_keys=False) + "---\n",
         f"# {evidence.run_name}\n",
         f"A {form.title} language model "
-        f"({evidence.config['objective']['name']}), {_origin(evidence)}. It reads up to "
-        f"{positions:,} tokens; the weights are {dtype}.\n",
-        _usage(form, has_tokenizer=comparison.texts > 0),
+        f"({evidence.config['objective']['name']}), {_origin(evidence)}. It reads "
+        f"{reads}; the weights are {dtype}.\n",
+        _usage(form, config, has_tokenizer=comparison.texts > 0),
         "## Training\n\n" + _training(evidence),
         "## Data\n\n" + _data(evidence),
         "## Verification\n\n" + _verification(comparison),
@@ -84,13 +87,15 @@ def _origin(evidence: Evidence) -> str:
     return f"trained with `lsp` for {evidence.step:,} steps ({evidence.tokens:,} tokens){begun}"
 
 
-def _usage(form: PublishedForm, *, has_tokenizer: bool) -> str:
+def _usage(form: PublishedForm, config: Any, *, has_tokenizer: bool) -> str:
     folder, code = '"path/to/this/folder"', ""
     if form.auto_map:
-        files = " and ".join(f"`{file.name}`" for file in form.code)
+        *most, last = (f"`{file.name}`" for file in form.code)
+        files = f"{', '.join(most)} and {last}"
         code = (
             f"\n`transformers` has no class for this model: {files} in this folder are it. They "
             "need nothing else; read them before `trust_remote_code=True` runs them.\n"
+            f"{form.remark(config)}"
         )
     model = f"{form.auto_class}.from_pretrained({folder})"
     if form.auto_map:

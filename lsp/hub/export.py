@@ -26,6 +26,9 @@ from lsp.models.interface import LanguageModel
 VERIFICATION = "verification.json"
 """Evidence in an export for programs; its presence marks a folder as an export of ours."""
 
+SHORT = 128
+"""Positions of the short comparison, at most."""
+
 RESERVED = (CONFIG_FILE, "generation_config.json", "README.md", VERIFICATION, SETTINGS)
 """Names in a tokenizer's folder that are not the tokenizer's."""
 
@@ -73,7 +76,7 @@ def export_model(
     )
     form = form_of(model.config)
     weights = cast(model.state_dict(), dtype)
-    published = form.to_published(weights)
+    published = form.to_published(weights, model.config)
     config = form.published_config(model.config, form)
     reference, hash_seed = _reference(model, build, weights)
     staging = out.parent / f".{out.name}.exporting"
@@ -81,7 +84,7 @@ def export_model(
     try:
         staging.mkdir(parents=True)
         # What is tied is one weight, and a reader ties it again.
-        tied = form.tied if getattr(model.config, "tie_word_embeddings", False) else ()
+        tied = set(form.tied(model.config))
         kept = {name: weight for name, weight in published.items() if name not in tied}
         write_weights(kept, staging, max_shard_size)
         _write_json(
@@ -103,8 +106,7 @@ def export_model(
             hash_seed=hash_seed,
             tokenizer_path=tokenizer_path,
         )
-        positions = model.config.max_positions
-        card = model_card(evidence, form, comparison, dtype=dtype, positions=positions)
+        card = model_card(evidence, form, comparison, config=model.config, dtype=dtype)
         (staging / "README.md").write_text(card, encoding="utf-8")
         _write_json(staging / VERIFICATION, _record(evidence, comparison))
         _put_in_place(staging, out)
@@ -134,7 +136,7 @@ def check_out(out: Path, *, overwrite: bool) -> None:
 
 def comparison_cases(config: Any, length: int) -> list[Case]:
     """A short row that every kind of attention sees whole, and a row of the training length."""
-    short = min(length, config.seen_whole)
+    short = min(length, config.seen_whole, SHORT)
     return [Case("short", short, "float32"), Case("whole length", length, "float64")]
 
 

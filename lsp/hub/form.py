@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,12 @@ class PublishedForm:
         config_class: Our dataclass with the published field names.
         published_config: (our config, this form) to the content of `config.json`.
         ignored_keys: Keys of published files that say nothing about the model.
-        to_published: Weights under our names to weights under the published ones.
+        to_published: (weights, our config) under our names to weights under the published ones.
         from_published: (published weights, our config) to weights under our names, all there and
             of the right shapes.
         some_logits: (model, (1, L) input ids, (K,) positions) to (1, K, V) scores.
-        tied: Names of weights that a file need not hold where the config says they are tied.
+        tied: Given a config of ours, names of weights that a file need not hold, as they are tied.
+        remark: Given a config of ours, what else the model card says about opening the folder.
         auto_map: Where `transformers` has no such class: what opens the folder, by the name of the
             auto class, as `file.class` of the code that lies in it.
     """
@@ -53,14 +55,21 @@ class PublishedForm:
     config_class: type
     published_config: Callable[[Any, PublishedForm], dict[str, Any]]
     ignored_keys: frozenset[str]
-    to_published: Callable[[Weights], dict[str, torch.Tensor]]
+    to_published: Callable[[Weights, Any], dict[str, torch.Tensor]]
     from_published: Callable[[Weights, Any], dict[str, torch.Tensor]]
     some_logits: Callable[[LanguageModel, torch.Tensor, torch.Tensor], torch.Tensor]
-    tied: tuple[str, ...] = ()
+    tied: Callable[[Any], Iterable[str]] = lambda _: ()
+    remark: Callable[[Any], str] = lambda _: ""
     auto_map: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def code(self) -> list[Path]:
         """Files of model code that the folder needs."""
         names = {target.partition(".")[0] for target in self.auto_map.values()}
+        waiting = set(names)
+        while waiting:
+            text = (BUNDLED / f"{waiting.pop()}.py").read_text(encoding="utf-8")
+            beside = set(re.findall(r"^from \.(\w+) import", text, flags=re.MULTILINE))
+            waiting |= beside - names
+            names |= beside
         return [BUNDLED / f"{name}.py" for name in sorted(names)]

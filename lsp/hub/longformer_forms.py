@@ -32,6 +32,11 @@ def _published_logits(
     return logits
 
 
+def _tied(config: LongformerConfig) -> tuple[str, ...]:
+    names = (longformer_weights.DECODER, longformer_weights.BIAS)
+    return names if config.tie_word_embeddings else ()
+
+
 PUBLISHED = PublishedForm(
     architecture="longformer",
     model_type="longformer",
@@ -44,10 +49,10 @@ PUBLISHED = PublishedForm(
     config_class=LongformerConfig,
     published_config=_published_config,
     ignored_keys=longformer_config.IGNORED_KEYS,
-    to_published=longformer_weights.to_published,
+    to_published=lambda weights, _: longformer_weights.to_published(weights),
     from_published=longformer_weights.from_published,
     some_logits=_published_logits,
-    tied=(longformer_weights.DECODER, longformer_weights.BIAS),
+    tied=_tied,
 )
 
 
@@ -60,8 +65,14 @@ def _bundled_config(config: LongformerConfig, form: PublishedForm) -> dict[str, 
     }
 
 
-def _bundled_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _bundled_weights(
+    weights: Mapping[str, torch.Tensor], _: LongformerConfig
+) -> dict[str, torch.Tensor]:
     return {name: weight.detach() for name, weight in weights.items()}
+
+
+def _bundled_tied(config: LongformerConfig) -> tuple[str, ...]:
+    return (longformer_weights.DECODER,) if config.tie_word_embeddings else ()
 
 
 def _bundled_logits(
@@ -81,7 +92,7 @@ BUNDLED_MASKED = dataclasses.replace(
     published_config=_bundled_config,
     to_published=_bundled_weights,
     some_logits=_bundled_logits,
-    tied=(longformer_weights.DECODER,),
+    tied=_bundled_tied,
     auto_map={
         "AutoConfig": f"{_CONFIGURATION}.LspLongformerConfig",
         "AutoModel": f"{_MODELING}.LspLongformerModel",

@@ -9,17 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from lsp.core.errors import UserError, unknown_choice
-from lsp.hub import longformer_forms, reformer_forms
+from lsp.hub import longformer_forms, reformer_forms, transformer_xl_forms
 from lsp.hub.form import PublishedForm
 from lsp.models import registry
 
 CONFIG_FILE = "config.json"
 
-FORMS: tuple[PublishedForm, ...] = (*reformer_forms.FORMS, *longformer_forms.FORMS)
+FORMS: tuple[PublishedForm, ...] = (
+    *reformer_forms.FORMS,
+    *longformer_forms.FORMS,
+    *transformer_xl_forms.FORMS,
+)
 
 _CHOICES: dict[str, Callable[[Any], PublishedForm]] = {
     "reformer": reformer_forms.form_of,
     "longformer": longformer_forms.form_of,
+    "transformer_xl": transformer_xl_forms.form_of,
 }
 
 

@@ -53,7 +53,7 @@ CAUSAL = PublishedForm(
     config_class=ReformerConfig,
     published_config=_reformer_published,
     ignored_keys=reformer_config.IGNORED_KEYS,
-    to_published=reformer_weights.to_published,
+    to_published=lambda weights, _: reformer_weights.to_published(weights),
     from_published=reformer_weights.from_published,
     some_logits=_reformer_logits,
 )

@@ -124,6 +124,12 @@ def _read_file(file: Path) -> dict[str, torch.Tensor]:
             return weights
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        asked = re.search(r"unsupported (?:GLOBAL|global:?) (\S+)", str(error))
+        if asked:
+            raise UserError(
+                f"{file} cannot be read as plain tensors: it is a pickle that asks for {asked[1]}, "
+                "which could run anything; get the weights as safetensors"
+            ) from None
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"{file} cannot be read as plain tensors: {reason[0][:200]}") from None
     tensors = isinstance(content, dict) and all(

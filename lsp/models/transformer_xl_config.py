@@ -124,6 +124,11 @@ class TransformerXLConfig:
         return self.table_length if self.attn_type == LEARNED_ABSOLUTE else UNLIMITED
 
     @property
+    def seen_whole(self) -> int:
+        """Length of the rows of which each token sees all before it."""
+        return max(self.mem_len, 1) if self.same_length else self.max_positions
+
+    @property
     def relative(self) -> bool:
         """Whether attention knows distances, and not places."""
         return self.attn_type in (RELATIVE, LEARNED_RELATIVE)

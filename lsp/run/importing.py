@@ -21,6 +21,7 @@ from lsp.hub.importing import PublishedModel, import_tokenizer, locate, read_pub
 from lsp.hub.lengthening import read_lengthened
 from lsp.hub.published import read_published_config
 from lsp.models import longformer_config, registry, roberta_conversion
+from lsp.models.transformer_xl_config import UNLIMITED
 from lsp.run.build import build_model
 from lsp.run.compose import load_train_config, save_yaml
 from lsp.run.config import LENGTHENING, ImportConfig, RunConfig
@@ -44,6 +45,10 @@ def run_import(config: ImportConfig) -> int:
     print(f"  {published.architecture}, {parameters:,} parameters, objective={published.objective}")
     print(f"  sequence_length={run.sequence_length:,}")
     print(f"  tokenizer: {tokenizer or f'none; put its files into {out}/tokenizer'}")
+    if published.fresh:
+        print(
+            f"  without a language model's head, so these are fresh: {', '.join(published.fresh)}"
+        )
     if published.ignored:
         print(f"  keys of config.json that the model does not read: {', '.join(published.ignored)}")
     print(
@@ -97,8 +102,12 @@ def run_config(published: PublishedModel, out: Path) -> RunConfig:
     Raises:
         UserError: The folder cannot be a run's, or the config cannot be trained with.
     """
-    config = load_train_config([f"checkpoint.root={_quoted(out.parent)}"])
+    config = load_train_config(
+        [f"architecture={published.architecture}", f"checkpoint.root={_quoted(out.parent)}"]
+    )
     length = int(published.config.max_positions)
+    if length >= UNLIMITED:
+        length = config.sequence_length
     config.run_name = out.name
     config.sequence_length = length
     config.tokens_per_step = -(-config.tokens_per_step // length) * length

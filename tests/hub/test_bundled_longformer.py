@@ -44,7 +44,7 @@ def both(kind: str, **values: Any) -> tuple[Longformer, Any]:
     config = LspLongformerConfig.from_dict(form.published_config(ours.config, form))
     causal = ours.config.is_decoder
     theirs = (LspLongformerForCausalLM if causal else LspLongformerForMaskedLM)(config)
-    theirs.load_state_dict(form.to_published(ours.state_dict()))
+    theirs.load_state_dict(form.to_published(ours.state_dict(), ours.config))
     return ours, theirs.double().eval()
 
 
@@ -62,7 +62,7 @@ def test_logits_and_gradients_are_those_of_the_trained_model(kind: str):
     theirs(ids).logits.square().sum().backward()
     form = form_of(ours.config)
     gradients = {n: p.grad for n, p in ours.named_parameters() if p.grad is not None}
-    for name, gradient in form.to_published(gradients).items():
+    for name, gradient in form.to_published(gradients, ours.config).items():
         found = theirs.get_parameter(name).grad
         torch.testing.assert_close(found, gradient, rtol=1e-8, atol=1e-8, msg=name)
 

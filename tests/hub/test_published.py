@@ -43,7 +43,7 @@ def test_weight_names_and_shapes_are_those_of_the_published_class(changes):
     form = form_of(model.config)
     config = transformers.ReformerConfig.from_dict(form.published_config(model.config, form))
     theirs = getattr(transformers, form.model_class)(config).state_dict()
-    published = form.to_published(model.state_dict())
+    published = form.to_published(model.state_dict(), model.config)
     assert {n: w.shape for n, w in published.items()} == {n: w.shape for n, w in theirs.items()}
     back = form.from_published(theirs, model.config)
     assert back.keys() == model.state_dict().keys()

@@ -100,7 +100,10 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with open("pytorch_model.bin", "wb") as file:
         pickle.dump({"weight": Harmful()}, file, protocol=2)
-    with pytest.raises(UserError, match=r"pytorch_model\.bin cannot be read as plain tensors"):
+    with pytest.raises(
+        UserError,
+        match=r"bin cannot be read as plain tensors: .* asks for posix\.mkdir, which could run",
+    ):
         read_published_weights(tmp_path)
     assert not (tmp_path / "harmed").exists()
 
