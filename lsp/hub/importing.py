@@ -11,6 +11,7 @@ import torch
 from data_pipelines.published_tokenizers import PICKLES
 from data_pipelines.tokenizers import save_published
 from lsp.core.errors import UserError, require
+from lsp.hub.headless import is_headless, with_fresh_head
 from lsp.hub.published import (
     config_from_published,
     objective_of,
@@ -38,6 +39,7 @@ class PublishedModel:
         objective: What it was trained for, or can go on with.
         weights: fp32, by our names.
         ignored: Keys of its `config.json` that its model does not read.
+        fresh: Published names of weights that it does not have, and that were drawn.
     """
 
     folder: Path
@@ -46,6 +48,7 @@ class PublishedModel:
     objective: str
     weights: dict[str, torch.Tensor]
     ignored: list[str]
+    fresh: tuple[str, ...] = ()
 
 
 def locate(source: str) -> Path:
@@ -85,6 +88,8 @@ def _fetch(name: str) -> Path:
 def read_published(folder: Path) -> PublishedModel:
     """Reads the config and weights of a published checkpoint.
 
+    Where it has another head than a language model's, or none, that is fresh.
+
     Raises:
         UserError: A file is missing or damaged, the architecture is not known here, or the weights
             are not those that the config describes.
@@ -92,7 +97,12 @@ def read_published(folder: Path) -> PublishedModel:
     published = read_published_config(folder)
     config, ignored = config_from_published(published)
     form = read_form(published)
-    weights = form.from_published(read_published_weights(folder), config)
+    found = read_published_weights(folder)
+    fresh: tuple[str, ...] = ()
+    if is_headless(found, config):
+        weights, fresh = with_fresh_head(found, config)
+    else:
+        weights = form.from_published(found, config)
     return PublishedModel(
         folder=folder,
         architecture=form.architecture,
@@ -100,6 +110,7 @@ def read_published(folder: Path) -> PublishedModel:
         objective=objective_of(config),
         weights={name: weight.float().contiguous() for name, weight in weights.items()},
         ignored=ignored,
+        fresh=fresh,
     )
 
 

@@ -49,6 +49,10 @@ def run_import(config: ImportConfig) -> int:
         print(
             f"  without a language model's head, so these are fresh: {', '.join(published.fresh)}"
         )
+    if published.fresh:
+        print(
+            f"  without a language model's head, so these are fresh: {', '.join(published.fresh)}"
+        )
     if published.ignored:
         print(f"  keys of config.json that the model does not read: {', '.join(published.ignored)}")
     print(
