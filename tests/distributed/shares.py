@@ -14,9 +14,9 @@ from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
 from lsp.parallel.config import ParallelismConfig
 from lsp.parallel.runtime import runtime
 from lsp.parallel.sequence import make_exchange
-from tests.training.tiny import longformer, reformer
+from tests.training.tiny import longformer, reformer, transformer_xl
 
-LENGTHS = {"reformer": 64, "longformer": 256}
+LENGTHS = {"reformer": 64, "longformer": 256, "transformer_xl": 64}
 """Long enough that a quarter of a row holds a chunk of every kind of attention."""
 
 
@@ -45,10 +45,14 @@ class Case:
 
 @dataclass
 class Found:
-    """What a step gave, summed over the processes; on every process the same."""
+    """What a step gave, summed over the processes; on every process the same.
+
+    So is what it leaves to remember: each process has all of its rows.
+    """
 
     loss: float = 0.0
     count: int = 0
+    remembered: dict[str, torch.Tensor] = field(default_factory=dict)
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -58,6 +62,10 @@ def model_of(case: Case) -> LanguageModel:
         values = {"num_attention_heads": 4, "max_position_embeddings": 258} | dict(case.values)
         residual = "auto" if case.residual == "reversible" else case.residual
         return longformer(residual, **values).double().train(case.training)
+    if case.architecture == "transformer_xl":
+        values = {"n_head": 4, "memory_across_documents": False} | dict(case.values)
+        residual = "auto" if case.residual == "reversible" else case.residual
+        return transformer_xl(residual, **values).double().train(case.training)
     defaults = {"num_attention_heads": 4, "attention_head_size": 8}
     model = reformer(case.residual, **defaults | dict(case.values)).double()
     model.memory.attention_groups = case.groups
@@ -83,15 +91,23 @@ def rows_of(case: Case) -> Batch:
 
 
 def step(case: Case, exchange: Exchange = WHOLE_ROWS) -> Found:
-    """Loss and gradients of the rows, of which this process has its share."""
+    """Loss and gradients of the rows, of which this process has its share.
+
+    What remembers reads them twice: the first document goes on, as it were, from the last.
+    """
     model, rows = model_of(case), rows_of(case)
     model.share_rows(exchange)
     length = LENGTHS[case.architecture] // exchange.degree
-    share = rows.positions(exchange.first(length), exchange.first(length) + length)
+    here = slice(exchange.first(length), exchange.first(length) + length)
     model.begin_micro_batch(7)
     with torch.set_grad_enabled(case.training):
-        loss, count = model(**share.tensors())
-    found = Found(float(loss.detach()), int(count))
+        loss, count = model(**rows.positions(here.start, here.stop).tensors())
+        if (memory := model.remembered()) is not None:
+            rows.position_ids[rows.segment_ids == 1] += 100
+            model.recall(memory)
+            model.begin_micro_batch(8)
+            loss, count = model(**rows.positions(here.start, here.stop).tensors())
+    found = Found(float(loss.detach()), int(count), model.remembered() or {})
     if case.training:
         loss.backward()
         found.gradients = {

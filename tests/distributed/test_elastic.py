@@ -163,7 +163,12 @@ def test_two_then_three_then_one(tmp_path, corpus, sharded):
     assert_continues(one, sharded)
 
 
-def test_lanes_go_to_two_processes_and_back(tmp_path, corpus):
+@pytest.mark.parametrize(
+    ("strategy", "degree"),
+    [("zero2", 1), pytest.param("ddp", 2, marks=pytest.mark.slow)],
+    ids=["whole rows", "shared positions"],
+)
+def test_lanes_go_to_two_processes_and_back(tmp_path, corpus, strategy, degree):
     """What a Transformer-XL remembers is found again by whoever reads on."""
     overrides = (
         *(word for word in REMEMBERING if "drop" not in word),  # masks are those of a micro-batch
@@ -171,10 +176,11 @@ def test_lanes_go_to_two_processes_and_back(tmp_path, corpus):
         "checkpoint.every=3",  # step 8 ends an epoch, after which nothing is remembered
     )
     whole = Training(tmp_path / "whole", corpus, "single", 1, overrides=overrides).wait()
-    two = Training(tmp_path / "two", corpus, "zero2", 2, whole, step=3, overrides=overrides).wait()
+    shared = (*overrides, f"parallelism.sequence={degree}")
+    two = Training(tmp_path / "two", corpus, strategy, 2, whole, step=3, overrides=shared).wait()
     assert_continues(two, whole)
     written = {path.name for path in (two.run / "step-00000006").glob("memory-*")}
-    assert written == {"memory-00000.safetensors", "memory-00001.safetensors"}
+    assert written == {f"memory-{rank:05d}.safetensors" for rank in range(2 // degree)}
     one = Training(tmp_path / "one", corpus, "ddp", 1, two, step=6, overrides=overrides).wait()
     assert_continues(one, whole)
 

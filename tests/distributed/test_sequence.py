@@ -48,6 +48,21 @@ LONGFORMERS = [
     ),
 ]
 CASES += [replace(case, architecture="longformer") for case in LONGFORMERS]
+TRANSFORMERS_XL = [
+    Case("transformer-xl"),
+    Case("transformer-xl, one document", packed=False),
+    Case("transformer-xl, stored", residual="stored"),
+    Case("transformer-xl, across documents", (("memory_across_documents", True),)),
+    Case("transformer-xl, memory shorter than shares", (("mem_len", 10),)),
+    Case("transformer-xl, same length", (("same_length", True), ("mem_len", 24))),
+    Case("transformer-xl, learned distances", (("attn_type", 1), ("tgt_len", 64))),
+    Case("transformer-xl, sinusoids", (("attn_type", 2),)),
+    Case("transformer-xl, learned places", (("attn_type", 3), ("tgt_len", 64), ("d_head", 8))),
+    Case("transformer-xl, shared biases", (("untie_r", False),)),
+    Case("transformer-xl, sampled", (("sample_softmax", 9), ("cutoffs", []), ("div_val", 1))),
+    Case("transformer-xl, evaluation", training=False),
+]
+CASES += [replace(case, architecture="transformer_xl") for case in TRANSFORMERS_XL]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +86,8 @@ def test_equals_whole_rows(alone, shared, case):
         assert found.count == expected.count
         assert found.loss == pytest.approx(expected.loss, rel=1e-6)  # the loss is kept in fp32
         assert found.gradients.keys() == expected.gradients.keys()
+        for name, value in expected.remembered.items():
+            torch.testing.assert_close(found.remembered[name], value, rtol=1e-9, atol=1e-11)
         for name, gradient in expected.gradients.items():
             torch.testing.assert_close(found.gradients[name], gradient, rtol=1e-9, atol=1e-11)
 
