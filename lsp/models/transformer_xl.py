@@ -247,7 +247,8 @@ class TransformerXLModel(nn.Module):
             document_BE = torch.zeros(len(input_ids_BL), keys, dtype=torch.int32)
             document_BE = document_BE.to(input_ids_BL.device)
         last_B1 = document_BE.amax(dim=1, keepdim=True)
-        segments_BM = ((document_BE == last_B1) & (document_BE >= 0)).long()[:, -self.mem_len :]
+        tail_BM = document_BE[:, -self.mem_len :]
+        segments_BM = ((tail_BM == last_B1) & (tail_BM >= 0)).long()
         memory = {layer_name(i): cast(torch.Tensor, x) for i, x in enumerate(entered)}
         memory[SEGMENTS] = segments_BM
         # Rows that begin a text remember as many positions as all others, which nobody sees.

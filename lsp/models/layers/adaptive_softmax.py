@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lsp.core.batch import IGNORE_INDEX
-from lsp.models.layers.sampled_softmax import LogUniformSampler, sampled_losses
+from lsp.models.layers.sampled_softmax import LogUniformSampler, at_least_fp32, sampled_losses
 from lsp.models.layers.tied import TiedEmbedding, WaitingGradient, WaitingGradients
 
 
@@ -222,7 +222,7 @@ class AdaptiveLogSoftmax(nn.Module):
         return narrow_TE
 
     def _scores(self, cluster: int, hidden_TD: torch.Tensor) -> torch.Tensor:
-        """Scores within a cluster, and in the first those of the other clusters: fp32."""
+        """Scores within a cluster, and in the first those of the other clusters."""
         narrow_TE = self._narrowed(cluster, hidden_TD)
         if self.div_val > 1 or len(self.spans) == 1:
             scores = self.out_layers[cluster](narrow_TE)
@@ -231,7 +231,7 @@ class AdaptiveLogSoftmax(nn.Module):
         if cluster == 0 and len(self.spans) > 1:
             of_clusters = F.linear(narrow_TE, self.cluster_weight, self.cluster_bias)
             scores = torch.cat([scores, of_clusters], dim=-1)
-        return scores.float()
+        return at_least_fp32(scores)
 
     def losses(self, hidden_TD: torch.Tensor, labels_T: torch.Tensor) -> torch.Tensor:
         """Loss of each position, 0 where nothing is predicted: (T,) fp32."""

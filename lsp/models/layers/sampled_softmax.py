@@ -67,8 +67,13 @@ def sampled_losses(
     """
     ignored_T = labels_T == IGNORE_INDEX
     target_T = labels_T.masked_fill(ignored_T, 0)
-    true_T = scores(x_TE, target_T, paired=True).float() - log_q_V[target_T]
-    drawn_TS = scores(x_TE, sampled_S).float() - log_q_V[sampled_S]
+    true_T = at_least_fp32(scores(x_TE, target_T, paired=True)) - log_q_V[target_T]
+    drawn_TS = at_least_fp32(scores(x_TE, sampled_S)) - log_q_V[sampled_S]
     drawn_TS = drawn_TS.masked_fill(target_T[:, None] == sampled_S, NEVER)
     losses_T = torch.logaddexp(true_T, drawn_TS.logsumexp(-1)) - true_T
     return losses_T.masked_fill(ignored_T, 0.0)
+
+
+def at_least_fp32(x: torch.Tensor) -> torch.Tensor:
+    """What logarithms of many probabilities are made of."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
