@@ -110,16 +110,23 @@ def save_head(model: HeadedModel, out: str | Path, tokenizer: Any = None) -> Pat
         f"out={out} exists: name another folder",
     )
     form = form_of(model.config)
-    require(
-        not form.auto_map,
-        f"a {form.title} brings its own code along, which has no class for {model.task}: only "
-        "lsp can read it",
-    )
     head = head_of(registry.name_of(model.config), model.task)
-    config = form.published_config(model.config, form) | {"architectures": [head.model_class]}
+    auto_class, model_class = head.auto_class, head.model_class
+    if form.auto_map:
+        require(
+            auto_class in form.auto_map,
+            f"a {form.title} brings its own code along, which has no class for {model.task}: only "
+            "lsp can read it",
+        )
+        model_class = form.auto_map[auto_class].rpartition(".")[2]
+    config = form.published_config(model.config, form) | {"architectures": [model_class]}
     config |= model.labels.to_dict() | {"transformers_version": version("transformers")}
-    weights = cast(to_published(model), "fp32")
-    tied = form.tied if getattr(model.config, "tie_word_embeddings", False) else ()
+    if model.keeps_lm_head:
+        published = form.to_published(model.backbone.state_dict(), model.config)
+        tied = set(form.tied(model.config))
+    else:
+        published, tied = to_published(model), set()
+    weights = cast(published, "fp32")
     staging = out.parent / f".{out.name}.saving"
     shutil.rmtree(staging, ignore_errors=True)  # of a save that was killed
     try:
@@ -128,9 +135,11 @@ def save_head(model: HeadedModel, out: str | Path, tokenizer: Any = None) -> Pat
         write_weights(kept, staging, 5 * 10**9)
         text = json.dumps(config, indent=2, sort_keys=True)
         (staging / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        for file in form.code:
+            shutil.copyfile(file, staging / file.name)
         if tokenizer is not None:
             tokenizer.save_pretrained(staging)
-        _compare(model, staging, head.auto_class, head.model_class)
+        _compare(model, staging, auto_class, model_class, trust=bool(form.auto_map))
         if out.exists():
             out.rmdir()
         staging.rename(out)
@@ -142,7 +151,9 @@ def save_head(model: HeadedModel, out: str | Path, tokenizer: Any = None) -> Pat
 
 
 @torch.no_grad()
-def _compare(model: HeadedModel, folder: Path, auto_class: str, model_class: str) -> None:
+def _compare(
+    model: HeadedModel, folder: Path, auto_class: str, model_class: str, *, trust: bool
+) -> None:
     """Opens the folder with `transformers` and compares what both models answer to a row.
 
     Raises:
@@ -151,7 +162,7 @@ def _compare(model: HeadedModel, folder: Path, auto_class: str, model_class: str
     import transformers
 
     kind = getattr(transformers, auto_class)
-    theirs, info = kind.from_pretrained(folder, output_loading_info=True)
+    theirs, info = kind.from_pretrained(folder, output_loading_info=True, trust_remote_code=trust)
     found = [f"{key}: {sorted(map(str, names))[0]}" for key, names in info.items() if names]
     if type(theirs).__name__ != model_class:
         found.append(f"{auto_class} gave {type(theirs).__name__}")

@@ -13,7 +13,11 @@ from lsp.core.errors import UserError
 from lsp.hub import heads
 from lsp.hub.comparison import ExportMismatchError
 from lsp.hub.heads import open_head, save_head
+from lsp.hub.importing import read_published
+from lsp.models import registry
+from lsp.models.heads.labels import Labels
 from lsp.models.heads.registry import HEADS, build_head
+from lsp.models.transformer_xl_config import TransformerXLConfig
 from tests.models.heads.published import (
     CONFIGS,
     IDS,
@@ -150,6 +154,30 @@ def test_nothing_is_saved_over_something(tmp_path: Path):
         save_head(ours, tmp_path)
 
 
+@pytest.mark.parametrize("task", ["causal_lm", "sequence_classification"])
+def test_transformer_xl_goes_out_with_its_code(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    torch.manual_seed(0)
+    shape = {"vocab_size": 40, "cutoffs": [12, 24], "d_model": 16, "d_embed": 16, "n_head": 2}
+    shape |= {"d_head": 6, "d_inner": 20, "div_val": 2, "n_layer": 2, "mem_len": 6}
+    ours = build_head(TransformerXLConfig.from_dict(shape), task, labels=Labels(LABELS))
+    save_head(ours, tmp_path / "out")
+    auto = getattr(transformers, HEADS["transformer_xl", task].auto_class)
+    theirs = auto.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
+    again = open_head(tmp_path / "out", task)
+    ids = torch.randint(0, 40, (1, 9))
+    with torch.no_grad():
+        out, expected, back = ours.eval()(ids), theirs(ids), again(ids)
+    torch.testing.assert_close(out.logits, expected.logits, rtol=1e-4, atol=1e-5)
+    assert torch.equal(back.logits, out.logits)
+    for got, want in zip(out.mems, expected.mems, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
 def test_a_reversible_longformer_is_only_read_here(tmp_path: Path):
     config = CONFIGS["longformer"].from_dict(SHAPES["longformer"] | {"residual": "reversible"})
     model = build_head(config, "token_classification")
@@ -157,3 +185,21 @@ def test_a_reversible_longformer_is_only_read_here(tmp_path: Path):
     model(**inputs, labels=inputs["input_ids"] % 2).loss.backward()
     with pytest.raises(UserError, match="only lsp can read it"):
         save_head(model, tmp_path / "out")
+
+
+@pytest.mark.parametrize("head", ["SequenceClassification", "no head"])
+@pytest.mark.parametrize("architecture", CLASSIFIERS)
+def test_a_language_model_is_begun_on_another_head(architecture: str, head: str, tmp_path: Path):
+    theirs = published(architecture, "sequence_classification")
+    (theirs if head != "no head" else theirs.base_model).save_pretrained(tmp_path)
+    read = read_published(tmp_path)
+    assert read.fresh
+    assert all(name.startswith("lm_head.") for name in read.fresh)
+    assert "lm_head.decoder.weight" not in read.fresh or architecture == "reformer"  # tied
+    ours = registry.get(architecture).build(read.config)
+    ours.load_state_dict(read.weights)
+    base = f"{theirs.base_model_prefix}."
+    for name, weight in theirs.state_dict().items():
+        assert not name.startswith(base) or torch.equal(read.weights[name], weight), name
+    again = read_published(tmp_path)
+    assert all(torch.equal(again.weights[name], weight) for name, weight in read.weights.items())

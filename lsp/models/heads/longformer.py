@@ -85,6 +85,11 @@ class LongformerReader(Reader):
             global_attention_mask = self.global_tokens(task, input_ids, position_ids)
         if global_attention_mask is not None and not bool(global_attention_mask.any()):
             global_attention_mask = None
+        require(
+            global_attention_mask is None or self.config.length_multiple == 1,
+            f"attention_dilation={self.config.attention_dilation} knows no global tokens, which "
+            f"{task} has: use attention_dilation=[], or give a global_attention_mask of zeros",
+        )
         run = partial(
             self.backbone.hidden_states,
             input_ids,

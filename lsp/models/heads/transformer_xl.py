@@ -18,6 +18,7 @@ from lsp.models.heads.reader import Reader, segments_of
 from lsp.models.layers.attention_maps import relative_map
 from lsp.models.layers.losses import tiled_loss
 from lsp.models.transformer_xl import SEGMENTS, TransformerXL, layer_name
+from lsp.models.transformer_xl_config import ABSOLUTE, RELATIVE
 from lsp.models.transformer_xl_layers import DecoderAttention, Memo
 
 
@@ -51,6 +52,8 @@ class TransformerXLReader(Reader):
         return transformer_xl_weights.OUR_PROJECTIONS.sub(r"\1.\2", name)
 
     def published_besides(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if self.config.attn_type not in (RELATIVE, ABSOLUTE):
+            return {}
         name = transformer_xl_weights.FREQUENCIES
         return {name: transformer_xl_weights.to_published({}, self.config)[name]}
 
