@@ -18,7 +18,7 @@ FIGURES = ("tokens", "loss", "bits_per_byte", "accuracy")
 def print_summary(console: Console, result: dict[str, Any]) -> None:
     """What the whole split came to."""
     title = f"{result['run']}, step {result['step']:,}, {result['split']}"
-    table = Table("", "", title=title, show_header=False)
+    table = Table("", "", title=title, show_header=False, min_width=_width(title))
     table.columns[1].justify = "right"
     for key in SUMMARY:
         if result[key] is not None:
@@ -41,7 +41,7 @@ def print_report(console: Console, name: str, rows: Sequence[dict[str, Any]]) ->
         return
     title, header, first = _REPORTS[name]
     keys = [key for key in FIGURES if rows[0][key] is not None]
-    table = Table(header(rows[0]), title=title)
+    table = Table(header(rows[0]), title=title, min_width=_width(title))
     for key in keys:
         table.add_column(_words(key), justify="right")
     for row in rows:
@@ -51,7 +51,8 @@ def print_report(console: Console, name: str, rows: Sequence[dict[str, Any]]) ->
 
 def _print_passkey(console: Console, rows: Sequence[dict[str, Any]]) -> None:
     lengths = list(dict.fromkeys(row["length"] for row in rows))
-    table = Table("depth", title="pass keys named (and likelier than every distractor), by length")
+    title = "pass keys named (and likelier than every distractor), by length"
+    table = Table("depth", title=title, min_width=_width(title))
     for length in lengths:
         table.add_column(f"{length:,}", justify="right")
     for depth in dict.fromkeys(row["depth"] for row in rows):
@@ -62,6 +63,11 @@ def _print_passkey(console: Console, rows: Sequence[dict[str, Any]]) -> None:
         ]
         table.add_row(f"{depth:.0%}", *cells)
     console.print(table)
+
+
+def _width(title: str) -> int:
+    """Of a table whose title is to stay on one line, as far as a terminal has room."""
+    return min(len(title), 80)
 
 
 Row = dict[str, Any]
@@ -92,4 +98,6 @@ def _words(key: str) -> str:
 
 
 def _number(value: float | int) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.3g}"
