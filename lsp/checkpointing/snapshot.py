@@ -33,6 +33,7 @@ class TrainState:
 
     Attributes:
         step: Optimizer steps done.
+        phase: Number of the phase that the cursor belongs to.
         cursor: Global samples consumed: all that is needed to find the next batch.
         tokens: Tokens consumed, padding included.
         nonfinite: Steps skipped so far because a gradient was not finite.
@@ -54,6 +55,7 @@ class TrainState:
     """
 
     step: int = 0
+    phase: int = 0
     cursor: int = 0
     tokens: int = 0
     nonfinite: int = 0

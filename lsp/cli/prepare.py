@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 def run(config: RunConfig) -> int:
     """Refuses lengths that do not fit the architecture, then prepares."""
     from lsp.run.build import prepare_data
+    from lsp.run.phases import check_each, each_phase
     from lsp.run.validate import validate_data
 
-    validate_data(config)
-    prepare_data(config)
+    check_each(config, validate_data)
+    for phase in each_phase(config):
+        prepare_data(phase)
     return DONE
 
 

@@ -111,13 +111,20 @@ def runtime(parallelism: ParallelismConfig) -> Iterator[Runtime]:
             torch.distributed.destroy_process_group()
             gc.collect()
             time.sleep(0.1)
-        _reset_accelerate()
+        forget_engine()
         for name in added:
             del os.environ[name]
 
 
-def _reset_accelerate() -> None:
-    """Makes accelerate forget this run's precision and processes: it keeps them per interpreter."""
+def forget_engine() -> None:
+    """Makes room for another engine, in a run or after it.
+
+    Accelerate keeps an engine's precision and plugin per interpreter, and DeepSpeed's engines are
+    in cycles, which hold a whole model until they are collected.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     if "accelerate.state" in sys.modules:
         from accelerate.state import AcceleratorState, GradientState
 

@@ -34,12 +34,14 @@ from lsp.parallel.collectives import (
     together,
 )
 from lsp.parallel.prepare import prepare_engine
-from lsp.parallel.runtime import Runtime, check_precision, runtime
+from lsp.parallel.runtime import Runtime, check_precision, forget_engine, runtime
 from lsp.parallel.strategy import resolve
 from lsp.parallel.watchdog import Watchdog
+from lsp.run import phases
 from lsp.run.certify import certify_start
 from lsp.run.compose import save_yaml, to_plain
 from lsp.run.config import RunConfig
+from lsp.run.phases import Session
 from lsp.run.preflight import agree_on_folder, agree_on_plan, agree_on_start, agree_on_steps
 from lsp.run.resume import (
     BEFORE_DATA,
@@ -75,18 +77,48 @@ def run_training(config: RunConfig) -> int:
         with _only_one(config.run_dir):
             agree_on_folder(config)
             watchdog.clear()
-            trainer, prepared, needs = build_trainer(config, place, stop, watchdog)
-            try:
-                with watchdog, _memory_explained(needs, watchdog):
-                    code = trainer.fit()
-            finally:
-                trainer.batches.close()
-                trainer.console.close()
-                for tracker in trainer.trackers:
-                    tracker.close()
+            session = _first_session(config)
+            while True:
+                code = _train(session, place, stop, watchdog)
+                if code != DONE or session.is_last:
+                    break
+                session = _next_session(session)
         if place.is_main:
-            _finish(config, prepared, done=code == DONE)
+            assert session.prepared is not None
+            _finish(session.now, session.prepared, done=code == DONE)
         return code
+
+
+def _first_session(config: RunConfig) -> Session:
+    store = CheckpointStore(config.run_dir)
+    step_dir = broadcast_object(main_process_only(lambda: _begin(config, store)))
+    if step_dir is not None:
+        together(lambda: adopt_imported(config, step_dir))
+    if config.phases:  # what cannot be prepared is met before the first step of all
+        main_process_first(lambda: [prepare_data(now) for now in phases.each_phase(config)])
+    return Session(config, phases.reached(config, step_dir), step_dir)
+
+
+def _next_session(done: Session) -> Session:
+    """The next phase, from the checkpoint that ends this one, as after an interruption."""
+    forget_engine()
+    store = CheckpointStore(done.config.run_dir)
+    step_dir = broadcast_object(main_process_only(store.latest))
+    return Session(done.config, done.number + 1, step_dir, done.state)
+
+
+def _train(session: Session, place: Runtime, stop: StopRequest, watchdog: Watchdog) -> int:
+    trainer, session.prepared, needs = build_trainer(session, place, stop, watchdog)
+    try:
+        with watchdog, _memory_explained(needs, watchdog):
+            code = trainer.fit()
+    finally:
+        trainer.batches.close()
+        trainer.console.close()
+        for tracker in trainer.trackers:
+            tracker.close()
+    session.state = trainer.state
+    return code
 
 
 @dataclass(frozen=True)
@@ -101,28 +133,30 @@ class _Parts:
 
 
 def build_trainer(
-    config: RunConfig, place: Runtime, stop: StopRequest, watchdog: Watchdog
+    session: Session, place: Runtime, stop: StopRequest, watchdog: Watchdog
 ) -> tuple[Trainer, PreparedData, Needs]:
-    """Puts the parts together; `config` is completed on the way.
+    """Puts the parts together; the configuration is completed on the way.
 
     Args:
-        config: The configuration of the run.
+        session: What is to be trained.
         place: This process.
         stop: Told by signals.
         watchdog: Told by the loop.
     """
+    config, step_dir = session.now, session.step_dir
     store = CheckpointStore(config.run_dir)
-    step_dir = broadcast_object(main_process_only(lambda: _begin(config, store)))
-    if step_dir is not None:
-        together(lambda: _continue(config, step_dir))
+    if step_dir is not None:  # what cannot continue is refused before hours go into other data
+        together(lambda: check_unchanged(session.saved, step_dir, BEFORE_DATA))
     prepared = main_process_first(lambda: prepare_data(config))
     share = plan_share(config, place)
-    parts = together(lambda: _parts(config, prepared, share, step_dir))
+    parts = together(lambda: _parts(session, prepared, share))
     chosen = _decide_strategy(config, parts.model, share, place)
     main_process_only(lambda: _write_run_files(config, prepared, fresh=step_dir is None))
 
     snapshot = parts.snapshot
-    state = snapshot.state if snapshot is not None else TrainState()
+    state = session.state or (snapshot.state if snapshot is not None else TrainState())
+    if state.phase != session.number:  # in other rows the cursor means nothing
+        state.phase, state.cursor = session.number, 0
     state.data_fingerprint = prepared.manifest["fingerprint"]
     state.data_digest = content_digest(prepared.manifest)
     validation_batches = len(parts.validation) if parts.validation is not None else 0
@@ -160,7 +194,7 @@ def build_trainer(
     held = config.sequence_length // share.sequence_degree
     agree_on_plan(parts.model, share.micro_batch, held)
     peak = peak_tflops(place.device, config.trainer.peak_tflops)
-    console = TrainingConsole(config.trainer.max_steps, state.step, enabled=place.is_main)
+    console = TrainingConsole(config.total_steps, state.step, enabled=place.is_main)
     if chosen is not None:
         console.say(chosen)
     _announce(console, config, parts.model, prepared, share, state, place)
@@ -189,6 +223,8 @@ def build_trainer(
         watchdog=watchdog,
         first_step_bytes=needs.first_step_bytes,
         memory=parts.memory,
+        first_step=config.first_step,
+        phase=config.phase if config.phases else None,
     )
     return trainer, prepared, needs
 
@@ -220,7 +256,7 @@ def complete_architecture(config: RunConfig, prepared: PreparedData) -> Vocabula
         vocab_size=vocabulary.size,
         pad_token_id=special.get("pad"),
         eos_token_id=special.get("eos"),
-        sequence_length=config.sequence_length,
+        sequence_length=config.longest_row,
         causal=config.objective.name == "causal",
     )
     return vocabulary
@@ -286,7 +322,7 @@ def _validate_once(config: RunConfig) -> None:
     """Every process finds the same mistake; one per machine tells."""
     try:
         adopt_before_checks(config)
-        validate(config)
+        phases.check_each(config, validate)
     except UserError:
         if local_rank() != 0:
             leave_quietly(USER_ERROR)
@@ -325,21 +361,18 @@ def _begin(config: RunConfig, store: CheckpointStore) -> Path | None:
     return step_dir
 
 
-def _continue(config: RunConfig, step_dir: Path) -> None:
-    """Refuses what cannot continue before hours go into other data."""
-    adopt_imported(config, step_dir)
-    check_unchanged(config, step_dir, BEFORE_DATA)
-
-
-def _parts(
-    config: RunConfig, prepared: PreparedData, share: Share, step_dir: Path | None
-) -> _Parts:
+def _parts(session: Session, prepared: PreparedData, share: Share) -> _Parts:
     """Makes what can be made, and refused, without the other processes."""
+    config, step_dir = session.now, session.step_dir
     vocabulary = complete_architecture(config, prepared)
-    snapshot = None
+    snapshot = memory = None
     if step_dir is not None:
-        check_unchanged(config, step_dir)
-        snapshot = load_snapshot(step_dir, content_digest(prepared.manifest))
+        saved = session.saved
+        complete_architecture(saved, prepared)
+        check_unchanged(saved, step_dir)
+        goes_on = saved.phase == config.phase
+        snapshot = load_snapshot(step_dir, content_digest(prepared.manifest) if goes_on else None)
+        memory = snapshot.memory(share.lanes) if goes_on else None
     seed_everything(config.seed)
     model = build_model(config)
     if snapshot is not None:
@@ -349,7 +382,7 @@ def _parts(
         snapshot=snapshot,
         batches=TrainingBatches(batch_maker(config, prepared, "train", vocabulary), share),
         validation=_validation(config, prepared, vocabulary, share),
-        memory=snapshot.memory(share.lanes) if snapshot is not None else None,
+        memory=memory,
     )
 
 
@@ -392,6 +425,8 @@ def _lock(run_dir: Path) -> IO[str]:
 def _write_run_files(config: RunConfig, prepared: PreparedData, *, fresh: bool) -> None:
     write_text(config.run_dir / "config.yaml", save_yaml(config))
     tokenizer = config.run_dir / "tokenizer"
+    if config.phase:
+        phases.check_same_tokenizer(tokenizer, prepared.tokenizer_path)
     if fresh and tokenizer.exists():  # of a start that never came to a checkpoint
         shutil.rmtree(tokenizer)
     if not tokenizer.exists():
@@ -450,13 +485,18 @@ def _announce(
         f"{config.sequence_length:,} tokens a row, {config.tokens_per_step:,} a step "
         f"({place.world_size} process(es) x {share.accumulation} x {share.micro_batch} rows)"
     )
+    if config.phases:
+        console.say(
+            f"phase {config.phase + 1} of {len(config.phases)}: steps {config.first_step + 1:,} to "
+            f"{config.trainer.max_steps:,}"
+        )
     console.say(
         f"data: {len(prepared.split('train')):,} rows to train on, "
         f"{len(prepared.split('validation')):,} to validate on ({prepared.path})"
     )
     if len(prepared.split("validation")) == 0:
         console.say("lsp: the data has no validation documents; nothing is evaluated")
-    if state.step >= config.trainer.max_steps:
+    if state.step >= config.total_steps:
         console.say(
             f"{config.run_dir} is done: it is at step {state.step}; a higher trainer.max_steps "
             "goes on"

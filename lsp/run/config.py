@@ -26,6 +26,7 @@ from lsp.training.config import (
     AdamWConfig,
     MuonConfig,
     OptimizerConfig,
+    PhaseConfig,
     ScheduleConfig,
     TrainerConfig,
     WatchdogConfig,
@@ -60,6 +61,9 @@ class RunConfig:
         tokens_per_step: Tokens in one optimizer step, over all processes and accumulation.
         architecture: Config of one architecture (`ARCHITECTURES`).
         optimizer: Config of one optimizer (`OPTIMIZERS`).
+        phases: Parts of the run, one after the other, with rows and windows of their own; their
+            lengths take the place of `sequence_length`, their steps that of `trainer.max_steps`.
+        phase: Number of the phase that a checkpoint is of; set by the run.
     """
 
     run_name: str = "run"
@@ -81,6 +85,8 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
+    phases: list[PhaseConfig] = field(default_factory=list)
+    phase: int = 0
 
     def __post_init__(self) -> None:
         require(
@@ -92,6 +98,32 @@ class RunConfig:
         for key in ("sequence_length", "tokens_per_step"):
             value = getattr(self, key)
             require(value > 0, f"{key}={value} must be 1 or more, e.g. {key}=8192")
+        for number, phase in enumerate(self.phases):
+            phase.check(f"phases[{number}]")
+        windows = [phase.attention_window is None for phase in self.phases]
+        require(
+            all(windows) or not any(windows),
+            "phases: attention_window has to be given for all of them, or for none",
+        )
+
+    @property
+    def longest_row(self) -> int:
+        """Tokens in a row of the longest phase: positions are made for it from the start."""
+        return max((p.sequence_length for p in self.phases), default=self.sequence_length)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return sum(p.steps for p in self.phases) if self.phases else self.trainer.max_steps
+
+    @property
+    def first_step(self) -> int:
+        """Step at which the phase, and with it the schedule, begins."""
+        return self.end_of_phase(self.phase - 1) if self.phases else 0
+
+    def end_of_phase(self, number: int) -> int:
+        """Optimizer steps done when a phase ends; 0 before the first."""
+        return sum(p.steps for p in self.phases[: number + 1])
 
     @property
     def run_dir(self) -> Path:

@@ -44,12 +44,19 @@ def validate_data(config: RunConfig) -> None:
     check_residual(config.memory.residual, architecture.residuals(config.architecture))
     try:
         # The tokenizer may not exist yet: here the vocabulary is taken to fit.
-        architecture.resolve(
+        completed = architecture.resolve(
             config.architecture,
             vocab_size=config.architecture.vocab_size,
-            sequence_length=config.sequence_length,
+            sequence_length=config.longest_row,
             causal=config.objective.name == "causal",
         )
+        if config.phases:  # which all have to do with what the longest needs
+            architecture.resolve(
+                completed,
+                vocab_size=completed.vocab_size,
+                sequence_length=config.sequence_length,
+                causal=config.objective.name == "causal",
+            )
     except ValueError as error:
         raise in_architecture(error, type(config.architecture)) from error
 
@@ -182,7 +189,7 @@ def _divisors(number: int) -> str:
 
 
 def _check_schedule(config: RunConfig) -> None:
-    schedule, steps = config.schedule, config.trainer.max_steps
+    schedule, steps = config.schedule, config.trainer.max_steps - config.first_step
     require(
         schedule.warmup_steps < steps,
         f"schedule.warmup_steps={schedule.warmup_steps} is not below trainer.max_steps={steps}: "
