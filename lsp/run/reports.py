@@ -40,7 +40,7 @@ def context(subject: Subject, config: EvaluateConfig) -> Found:
             subject.model,
             texts,
             lengths,
-            segment=subject.run.sequence_length if subject.architecture.remembers else longest,
+            segment=_segment(subject, longest),
             tokens_at_once=_tokens_at_once(subject),
             units=subject.units,
             advance=advance,
@@ -84,7 +84,7 @@ def passkey(subject: Subject, config: EvaluateConfig) -> Found:
             encode,
             keys,
             plan,
-            segment=subject.run.sequence_length if subject.architecture.remembers else max(lengths),
+            segment=_segment(subject, max(lengths)),
             tokens_at_once=_tokens_at_once(subject),
             advance=advance,
         )
@@ -105,8 +105,8 @@ def sliding(subject: Subject, config: EvaluateConfig) -> Found:
         "tokens_at_once": _tokens_at_once(subject),
         "units": subject.units,
     }
-    if subject.architecture.remembers:
-        trained = subject.model.config.mem_len
+    trained = subject.model.config.mem_len if subject.architecture.remembers else 0
+    if trained or (subject.architecture.remembers and config.sliding_memories):
         memories = config.sliding_memories or sorted(
             {n for n in (trained // 2, trained, 2 * trained, 4 * trained) if n}
         )
@@ -160,6 +160,12 @@ def _far(subject: Subject) -> int:
         while far < length + subject.model.config.mem_len:
             far *= 2
     return min(far, int(subject.model.config.max_positions))
+
+
+def _segment(subject: Subject, longest: int) -> int:
+    """Tokens read at a time: all, unless there is a memory for those before."""
+    remembers = subject.architecture.remembers and subject.model.config.mem_len
+    return subject.run.sequence_length if remembers else longest
 
 
 def _check_length(subject: Subject, key: str, length: int) -> None:

@@ -131,6 +131,24 @@ def test_every_report_of_a_causal_model(tmp_path, capsys):
     assert "lsp:" not in told.err
 
 
+XL = ["architecture=transformer_xl", "architecture.d_model=16", "architecture.d_embed=16"]
+XL += ["architecture.n_layer=1", "architecture.d_inner=16", "tokens_per_step=128"]
+
+
+@pytest.mark.parametrize(
+    ("memory", "contexts", "sliding"),
+    [(96, [64, 128, 256], ("memory", [48, 96, 192, 384])), (0, [64], ("stride", [32, 16, 8]))],
+    ids=["a memory", "none"],
+)
+def test_reports_of_a_transformer_xl(tmp_path, capsys, memory, contexts, sliding):
+    words = [*XL, f"architecture.mem_len={memory}"]
+    config, _, _ = make_run(tmp_path, *words, experiment=None)
+    options = {"sliding": True, "report_rows": 8, "rows": 4, "plots": False}
+    result, _ = evaluated(config, capsys, **options)
+    assert [row["context"] for row in result["by_context"]] == contexts
+    assert [row[sliding[0]] for row in result["sliding"]] == sliding[1]
+
+
 def test_what_a_masked_model_is_not_asked(tmp_path, capsys):
     config, _, _ = make_run(tmp_path, "objective=masked")
     result, told = evaluated(config, capsys, **REPORTS, plots=False)
