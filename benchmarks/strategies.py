@@ -3,9 +3,9 @@
 python benchmarks/strategies.py                                  # every row; writes the result
 python benchmarks/strategies.py --strategies zero3 --meshes 1x2  # a part; only prints
 
-A small Reformer is trained on packed rows, on CPU with gloo, in fp32, under every combination of
-strategy, mesh (processes that share rows x processes that share positions), memory and
-accumulation. The reference is one process, plain autograd, no accumulation.
+A small model of each architecture is trained on packed rows, on CPU with gloo, in fp32, under
+every combination of strategy, mesh (processes that share rows x processes that share positions),
+memory and accumulation. The reference is one process, plain autograd, no accumulation.
 """
 
 from __future__ import annotations
@@ -27,29 +27,34 @@ import numpy as np
 import torch
 import torch.multiprocessing as mp
 
+from data_pipelines.packing import concatenate
 from lsp.data.batches import BatchMaker, Share, TrainingBatches
 from lsp.data.config import ObjectiveConfig
 from lsp.data.objectives import Vocabulary
+from lsp.models import registry
+from lsp.models.interface import LanguageModel
+from lsp.models.longformer_config import LongformerConfig
 from lsp.models.memory import MemoryConfig
-from lsp.models.reformer import Reformer
 from lsp.models.reformer_config import ReformerConfig
+from lsp.models.transformer_xl_config import TransformerXLConfig
 from lsp.parallel.collectives import sum_over_ranks
 from lsp.parallel.config import ParallelismConfig, PrecisionConfig
 from lsp.parallel.engine import Engine
 from lsp.parallel.prepare import prepare_engine
-from lsp.parallel.runtime import Runtime, _reset_accelerate, runtime
+from lsp.parallel.runtime import Runtime, forget_engine, runtime
 from lsp.training.config import AdamWConfig, ScheduleConfig
+from lsp.training.lanes import Lanes
 from lsp.training.optimizers import build_optimizers, set_learning_rate
 from lsp.training.schedule import learning_rate_fraction
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "zero3_offload")
 MESHES = ("2x1", "1x2", "2x2")
-RESIDUALS = ("stored", "reversible")
-ACCUMULATIONS = (1, 2)
+LEANEST = {"reformer": "reversible", "longformer": "recomputed", "transformer_xl": "recomputed"}
+"""What the layers keep at least, by architecture."""
 BOUND = 1e-4
 
 LENGTH, ROWS, VOCABULARY = 128, 8, 64
-PRELOADED = ["lsp.parallel.zero", "lsp.parallel.plain", "lsp.models.reformer", "torch._dynamo"]
+PRELOADED = ["lsp.parallel.zero", "lsp.parallel.plain", "lsp.models.registry", "torch._dynamo"]
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,14 @@ class Job:
         residual: What the layers keep.
         accumulation: Micro-batches of a step.
         steps: Optimizer steps.
+        architecture: Of the model.
     """
 
     strategy: str = "single"
     residual: str = "stored"
     accumulation: int = 1
-    steps: int = 20
+    steps: int = 10
+    architecture: str = "reformer"
 
 
 @dataclass
@@ -77,13 +84,18 @@ class Curve:
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def differences(self, other: Curve) -> tuple[float, float]:
-        """Largest relative difference of a loss, and of a weight by the largest of its tensor."""
+        """Largest relative difference of a loss, and of a weight by the largest of its tensor.
+
+        What is added to all keys changes no softmax: a key's bias has a gradient of mere rounding,
+        of which AdamW makes steps. It is left out.
+        """
         assert self.weights.keys() == other.weights.keys()
         pairs = zip(self.losses, other.losses, strict=True)
         loss = max(abs(ours - theirs) / abs(theirs) for ours, theirs in pairs)
         weight = max(
             float((self.weights[name] - value).abs().max() / value.abs().max())
             for name, value in other.weights.items()
+            if not name.endswith(("key.bias", "key_global.bias"))
         )
         return loss, weight
 
@@ -100,19 +112,48 @@ class Rows:
         start, filled = 0, LENGTH - int(generator.integers(0, LENGTH // 4))
         for number in range(1, LENGTH):
             stop = min(filled, start + int(generator.integers(10, 60)))
-            first, stride = generator.integers(0, 60), generator.integers(1, 4)
-            ids[start:stop] = 4 + (first + stride * np.arange(stop - start)) % 60
+            ids[start:stop] = _counting(generator, stop - start)
             segments[start:stop] = number
             start = stop
             if start == filled:
                 break
         return ids, segments
 
+    def offset(self, index: int) -> int:
+        return 0
 
-def model_of(job: Job) -> Reformer:
-    """The same weights in every process."""
-    torch.manual_seed(0)
-    config = ReformerConfig(
+
+class Stream:
+    """A running text of such documents, many of them longer than a row, for a memory."""
+
+    def __init__(self) -> None:
+        generator = np.random.default_rng(0)
+        self.documents = [_counting(generator, int(generator.integers(10, 400))) for _ in range(50)]
+        self.plan = list(concatenate(map(len, self.documents), LENGTH))
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        ids, segments = np.zeros(LENGTH, np.int64), np.zeros(LENGTH, np.int64)
+        for number, piece in enumerate(self.plan[index], start=1):
+            place = slice(piece.position, piece.position + piece.length)
+            ids[place] = self.documents[piece.document][piece.start :][: piece.length]
+            segments[place] = number
+        return ids, segments
+
+    def offset(self, index: int) -> int:
+        return self.plan[index][0].start
+
+
+def _counting(generator: np.random.Generator, length: int) -> np.ndarray:
+    first, stride = generator.integers(0, 60), generator.integers(1, 4)
+    tokens: np.ndarray = 4 + (first + stride * np.arange(length)) % 60
+    return tokens
+
+
+CONFIGS = {
+    "reformer": ReformerConfig(
         attn_layers=["local", "lsh"],
         hidden_size=64,
         feed_forward_size=128,
@@ -129,13 +170,58 @@ def model_of(job: Job) -> Reformer:
         is_decoder=True,
         hidden_dropout_prob=0.0,
         local_attention_probs_dropout_prob=0.0,
-    )
-    return Reformer(config, MemoryConfig(residual=job.residual))
+    ),
+    "longformer": LongformerConfig(
+        attention_window=[16, 32],
+        global_tokens=1,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=LENGTH + 2,
+        vocab_size=VOCABULARY,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    ),
+    "transformer_xl": TransformerXLConfig(
+        d_model=64,
+        d_embed=64,
+        n_layer=2,
+        n_head=4,
+        d_head=16,
+        d_inner=128,
+        mem_len=200,
+        same_length=False,
+        clamp_len=-1,
+        cutoffs=[20, 40],
+        div_val=2,
+        vocab_size=VOCABULARY,
+        dropout=0.0,
+    ),
+}
+OBJECTIVES = {"reformer": "causal", "longformer": "masked", "transformer_xl": "causal"}
+
+
+def model_of(job: Job) -> LanguageModel:
+    """The same weights in every process."""
+    torch.manual_seed(0)
+    build = registry.get(job.architecture).build
+    return build(CONFIGS[job.architecture], MemoryConfig(residual=job.residual))
+
+
+def batches_of(job: Job, share: Share) -> TrainingBatches:
+    """Rows in the order that the architecture wants."""
+    contiguous = registry.get(job.architecture).remembers
+    vocabulary = Vocabulary(size=VOCABULARY, mask_id=3, special_ids=frozenset({0, 3}))
+    objective = ObjectiveConfig(OBJECTIVES[job.architecture])
+    rows = Stream() if contiguous else Rows()
+    maker = BatchMaker(rows, objective, vocabulary, 0, contiguous=contiguous)
+    return TrainingBatches(maker, share)
 
 
 def train(job: Job, place: Runtime) -> Curve:
     """The steps of the trainer, without what it writes."""
-    _reset_accelerate()
+    forget_engine()
     rows = ROWS // place.data_degree
     exchange = place.exchange
     share = Share(
@@ -161,33 +247,35 @@ def train(job: Job, place: Runtime) -> Curve:
         gradient_clip=1.0,
         micro_batch=share.micro_batch,
     )
-    vocabulary = Vocabulary(size=VOCABULARY, mask_id=None, special_ids=frozenset({0}))
-    batches = TrainingBatches(BatchMaker(Rows(), ObjectiveConfig(), vocabulary, 0), share)
+    batches, lanes = batches_of(job, share), Lanes(share, None, place.device)
     schedule, curve = ScheduleConfig(warmup_steps=5), Curve()
     for step in range(job.steps):
         fraction = learning_rate_fraction(step, schedule, job.steps)
         set_learning_rate(engine.param_groups, fraction)
-        curve.losses.append(_step(engine, batches, step))
+        curve.losses.append(_step(engine, batches, lanes, step))
     batches.close()
     curve.weights = {name: value.clone() for name, value in engine.weights()}
     return curve
 
 
-def _step(engine: Engine, batches: TrainingBatches, step: int) -> float:
-    place, share = engine.runtime, batches.share
+def _step(engine: Engine, batches: TrainingBatches, lanes: Lanes, step: int) -> float:
+    place, share, model = engine.runtime, batches.share, engine.module
+    assert isinstance(model, LanguageModel)
     micro_batches = batches.fetch(step * ROWS)
     predicted = float(sum(int(batch.num_predicted) for batch in micro_batches))
     (count,) = sum_over_ranks([predicted], place.device)
-    engine.module.train()
+    model.train()
     total = 0.0
     for index, batch in enumerate(micro_batches):
         last = index == len(micro_batches) - 1
-        first_row = share.rank * share.rows_per_rank + index * share.micro_batch
-        engine.module.begin_micro_batch(step, first_row)
+        model.recall(lanes[index])
+        model.begin_micro_batch(step, share.lanes[index * share.micro_batch])
         total += float(
             engine.forward_backward(batch.tensors(), place.world_size / count, last=last)
         )
+        lanes.keep(index, model.remembered())
     engine.step()
+    lanes.move_on(remember=batches.order.goes_on((step + 1) * ROWS))
     (total,) = sum_over_ranks([total], place.device)
     return total / count
 
@@ -225,23 +313,24 @@ def _process(rank: int, world: int, sequence: int, port: int, jobs: list[Job], f
             torch.save(curves, Path(folder) / "curves.pt")
 
 
-def reference(steps: int) -> Curve:
+def reference(steps: int, architecture: str = "reformer") -> Curve:
     """One process, plain autograd."""
     with runtime(ParallelismConfig("single", device="cpu")) as place:
-        return train(Job(steps=steps), place)
+        return train(Job(steps=steps, architecture=architecture), place)
 
 
-def compare(mesh: str, jobs: Sequence[Job], expected: Curve) -> list[dict[str, Any]]:
-    """Rows of the table."""
+def compare(mesh: str, jobs: Sequence[Job], expected: dict[str, Curve]) -> list[dict[str, Any]]:
+    """How far each job is from the reference of its architecture."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         curves = on_mesh(mesh, jobs, Path(folder))
     data, sequence = mesh.split("x")
     rows: list[dict[str, Any]] = []
     for job, curve in zip(jobs, curves, strict=True):
-        loss, weights = curve.differences(expected)
+        loss, weights = curve.differences(expected[job.architecture])
         rows.append(
             {
+                "architecture": job.architecture,
                 "strategy": job.strategy,
                 "data": data,
                 "sequence": sequence,
@@ -257,31 +346,33 @@ def compare(mesh: str, jobs: Sequence[Job], expected: Curve) -> list[dict[str, A
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=STRATEGIES)
     parser.add_argument("--meshes", nargs="+", default=list(MESHES), help="data x sequence")
+    parser.add_argument("--architectures", nargs="+", default=list(CONFIGS), choices=CONFIGS)
     arguments = parser.parse_args()
     from _common import save, stamp, table
 
     torch.set_num_threads(1)
-    expected = reference(arguments.steps)
+    steps = arguments.steps
+    expected = {name: reference(steps, name) for name in arguments.architectures}
     jobs = [
-        Job(strategy, residual, accumulation, arguments.steps)
-        for strategy, residual, accumulation in product(
-            arguments.strategies, RESIDUALS, ACCUMULATIONS
-        )
+        Job(strategy, residual, accumulation, steps, architecture)
+        for architecture, strategy in product(arguments.architectures, arguments.strategies)
+        for residual, accumulation in (("stored", 1), (LEANEST[architecture], 2))
     ]
     rows = [row for mesh in arguments.meshes for row in compare(mesh, jobs, expected)]
     worst = max(max(row["loss"], row["weights"]) for row in rows)
-    shown = [row | {key: f"{row[key]:.1e}" for key in ("loss", "weights")} for row in rows]
     text = TEXT.format(
-        steps=arguments.steps,
-        first=expected.losses[0],
-        last=expected.losses[-1],
+        steps=steps,
+        curves=", ".join(
+            f"{name} {curve.losses[0]:.3f} -> {curve.losses[-1]:.3f}"
+            for name, curve in expected.items()
+        ),
         count=len(rows),
         worst=worst,
         bound=BOUND,
-        table=table(shown),
+        table=table(shown(rows)),
     )
     print(text)
     if vars(arguments) == vars(parser.parse_args([])):
@@ -289,15 +380,36 @@ def main() -> int:
     return int(worst > BOUND)
 
 
-TEXT = """A Reformer of two layers (local and LSH attention) on packed rows, {steps} steps of
-AdamW, fp32, on CPU with gloo, against one process with plain autograd and no accumulation (loss
-{first:.3f} -> {last:.3f}). `data` processes, or groups, have rows of their own; `sequence`
-processes share the positions of each row.
+def shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for the trainings that differ in memory and accumulation alone: the larger."""
+    largest: dict[tuple[str, ...], dict[str, float]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("architecture", "data", "sequence", "strategy"))
+        kept = largest.setdefault(key, {"loss": 0.0, "weights": 0.0})
+        kept |= {name: max(value, row[name]) for name, value in kept.items()}
+    return [
+        {"architecture": architecture, "data": data, "sequence": sequence, "strategy": strategy}
+        | {name: f"{value:.1e}" for name, value in values.items()}
+        for (architecture, data, sequence, strategy), values in sorted(largest.items())
+    ]
 
-- `loss`: largest relative difference of a step's loss
-- `weights`: largest difference of a last weight, by the largest of its tensor
 
-The largest of all {count} rows is {worst:.1e}; {bound:.0e} is allowed.
+TEXT = """A model of two layers of each architecture, {steps} steps of AdamW, fp32, on CPU with
+gloo, against one process with plain autograd and no accumulation. The Reformer has local and LSH
+attention and predicts the next token; the Longformer has a window for each layer and a global
+token, and predicts masked ones; the Transformer-XL remembers 200 tokens, in contiguous order over
+documents longer than rows, and has an adaptive softmax.
+
+Losses: {curves}.
+
+`data` processes, or groups, have rows of their own; `sequence` processes share the positions of
+each row. Each row of the table is the larger difference of two trainings: with stored activations
+and one micro-batch, and recomputed (the Reformer: reversible) in two micro-batches.
+
+- `loss`: relative difference of a step's loss
+- `weights`: difference of a last weight, by the largest of its tensor
+
+The largest of all {count} trainings is {worst:.1e}; {bound:.0e} is allowed.
 
 {table}"""
 

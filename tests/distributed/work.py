@@ -22,7 +22,7 @@ from lsp.parallel.config import ParallelismConfig, PrecisionConfig
 from lsp.parallel.engine import Engine
 from lsp.parallel.prepare import prepare_engine
 from lsp.parallel.rehearsal import dry_run
-from lsp.parallel.runtime import Runtime, _reset_accelerate, runtime
+from lsp.parallel.runtime import Runtime, forget_engine, runtime
 from lsp.training.config import AdamWConfig
 from lsp.training.lanes import Lanes
 from lsp.training.optimizers import build_optimizers, set_learning_rate
@@ -86,7 +86,7 @@ def train(jobs: Sequence[Job]) -> list[Outcome]:
     outcomes = []
     with runtime(ParallelismConfig(strategy=grouped, device="cpu")) as place:
         for job in jobs:
-            _reset_accelerate()
+            forget_engine()
             outcomes.append(_train(job, place))
     return outcomes
 
