@@ -97,9 +97,8 @@ def _usage(form: PublishedForm, config: Any, *, has_tokenizer: bool) -> str:
             "need nothing else; read them before `trust_remote_code=True` runs them.\n"
             f"{form.remark(config)}"
         )
-    model = f"{form.auto_class}.from_pretrained({folder})"
-    if form.auto_map:
-        model = f"{form.auto_class}.from_pretrained({folder}, trust_remote_code=True)"
+    opened = f"{folder}, trust_remote_code=True" if form.auto_map else folder
+    model = f"{form.auto_class}.from_pretrained({opened})"
     if not has_tokenizer:
         return (
             "## Use\n\nThis model has no tokenizer.\n\n```python\n"
@@ -108,7 +107,7 @@ def _usage(form: PublishedForm, config: Any, *, has_tokenizer: bool) -> str:
     lines = [
         f"from transformers import {form.auto_class}, AutoTokenizer",
         "",
-        f"tokenizer = AutoTokenizer.from_pretrained({folder})",
+        f"tokenizer = AutoTokenizer.from_pretrained({opened})",
         f"model = {model}",
         'ids = tokenizer("def ", return_tensors="pt", add_special_tokens=False).input_ids',
     ]

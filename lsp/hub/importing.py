@@ -133,14 +133,19 @@ def import_tokenizer(published: PublishedModel, out: Path) -> str | None:
             return None
         _byte_tokenizer().save_pretrained(out)
         return f"bytes, byte 0 as token {BYTES_OFFSET}, as published for {vocab_size} tokens"
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedConfig
 
     size = save_published(published.folder, out)
     if size is not None:
         _check_fits(published, size)
         return f"{size:,} tokens"
+    # Where the folder has model code, transformers would ask whether to run it, for its config.
+    own = "auto_map" in read_published_config(published.folder)
+    config = PreTrainedConfig() if own else None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(published.folder)
+        tokenizer = AutoTokenizer.from_pretrained(
+            published.folder, config=config, trust_remote_code=False
+        )
     except Exception as error:  # whatever loading someone else's files can raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(

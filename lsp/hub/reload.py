@@ -34,7 +34,7 @@ def main(task_file: str, report_file: str) -> None:
     complaints += config_complaints(model.config, task["config"])
     complaints += weight_complaints(model, task["weights"])
     if task["tokenizer"] is not None:
-        complaints += token_complaints(task["folder"], task["tokenizer"], model.config.vocab_size)
+        complaints += token_complaints(model.config, task)
     differences: dict[str, float] = {}
     # What transformers prints while it computes belongs to no report.
     with contextlib.redirect_stdout(sys.stderr):
@@ -94,9 +94,12 @@ def fingerprint(weight: torch.Tensor) -> str:
     return sha256(header + data.tobytes()).hexdigest()
 
 
-def token_complaints(folder: str, expected: dict[str, Any], vocab_size: int) -> list[str]:
+def token_complaints(config: Any, task: dict[str, Any]) -> list[str]:
     """Whether text becomes the same tokens and tokens the same text."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    expected, vocab_size = task["tokenizer"], config.vocab_size
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        task["folder"], trust_remote_code=task["trust_remote_code"]
+    )
     size = len(tokenizer)
     complaints = []
     if size != expected["size"]:

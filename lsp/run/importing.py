@@ -49,14 +49,11 @@ def run_import(config: ImportConfig) -> int:
         print(
             f"  without a language model's head, so these are fresh: {', '.join(published.fresh)}"
         )
-    if published.fresh:
-        print(
-            f"  without a language model's head, so these are fresh: {', '.join(published.fresh)}"
-        )
     if published.ignored:
         print(f"  keys of config.json that the model does not read: {', '.join(published.ignored)}")
     print(
         f"next:\n  lsp train run_name={run.run_name} checkpoint.root={run.checkpoint.root} "
+        f"architecture={published.architecture} "
         f"sequence_length={run.sequence_length} tokens_per_step={run.tokens_per_step} "
         f"objective={published.objective}"
     )

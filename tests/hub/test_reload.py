@@ -2,6 +2,7 @@
 
 import ast
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -59,15 +60,15 @@ def tokenizer_path(tmp_path_factory):
 def test_tokens(tokenizer_path):
     expected = _expected_tokens(tokenizer_path)
     assert len(expected["cases"]) == len(TEXTS)
-    folder = str(tokenizer_path)
-    assert reload.token_complaints(folder, expected, vocab_size=260) == []
-    assert reload.token_complaints(folder, expected, vocab_size=259) == [
+    task = {"folder": str(tokenizer_path), "trust_remote_code": False, "tokenizer": expected}
+    assert reload.token_complaints(SimpleNamespace(vocab_size=260), task) == []
+    assert reload.token_complaints(SimpleNamespace(vocab_size=259), task) == [
         "the tokenizer has 260 tokens, the model only 259"
     ]
     expected["size"] = 300
     expected["special"]["eos_token_id"] = 7
     expected["cases"][0]["ids"] = [1, 2, 3]
-    assert reload.token_complaints(folder, expected, vocab_size=260) == [
+    assert reload.token_complaints(SimpleNamespace(vocab_size=260), task) == [
         "the tokenizer has 260 tokens, not 300",
         "tokenizer.eos_token_id is 1, not 7",
         f"the tokenizer reads {TEXTS[0][:40]!r} differently",

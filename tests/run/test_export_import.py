@@ -119,7 +119,8 @@ def test_import_of_a_folder_made_by_transformers(tmp_path, capsys):
     assert loaded.config.architecture.num_buckets == 8  # chosen from the length, as published
     told = capsys.readouterr().out
     assert f"tokenizer: none; put its files into {out}/tokenizer" in told
-    assert f"lsp train run_name=theirs checkpoint.root={out.parent} sequence_length=64" in told
+    where = f"run_name=theirs checkpoint.root={out.parent} architecture=reformer"
+    assert f"lsp train {where} sequence_length=64" in told
     assert "objective=masked" in told
 
 
@@ -224,3 +225,49 @@ def test_a_longformer_goes_out_and_comes_back(tmp_path):
     loaded = load_run(back)
     weights = loaded.model.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+
+
+BROUGHT = {
+    "transformer_xl": (
+        "architecture.d_model=16",
+        "architecture.d_embed=16",
+        "architecture.n_layer=2",
+        "architecture.n_head=2",
+        "architecture.d_head=8",
+        "architecture.d_inner=24",
+        "architecture.mem_len=64",
+    ),
+    "longformer": (
+        "architecture.residual=reversible",
+        "architecture.hidden_size=16",
+        "architecture.num_hidden_layers=2",
+        "architecture.num_attention_heads=2",
+        "architecture.intermediate_size=24",
+        "architecture.attention_window=8",
+        "architecture.attention_dilation=[1,2]",
+    ),
+}
+
+
+@pytest.mark.parametrize("architecture", BROUGHT)
+def test_a_run_goes_out_with_its_code_and_comes_back(architecture, tmp_path):
+    config, model, _ = make_run(
+        tmp_path,
+        f"architecture={architecture}",
+        *BROUGHT[architecture],
+        "objective=causal",
+        "tokens_per_step=256",
+        "data.num_processes=1",
+        experiment=None,
+    )
+    out, back = tmp_path / "exported", tmp_path / "checkpoints" / "back"
+    assert run_export(ExportConfig(run=str(config.run_dir), out=str(out))) == DONE
+    assert list(out.glob("modeling_*.py"))
+    run_import(ImportConfig(source=str(out), out=str(back), architecture=architecture))
+    loaded = load_run(back)
+    weights = loaded.model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+    assert loaded.config.architecture == model.config
+    assert (back / "tokenizer" / "tokenizer.json").is_file()
+    length = {"transformer_xl": 1024, "longformer": 64}[architecture]
+    assert loaded.config.sequence_length == length
