@@ -154,6 +154,14 @@ def test_nothing_is_saved_over_something(tmp_path: Path):
         save_head(ours, tmp_path)
 
 
+def test_a_model_in_half_precision_is_saved(tmp_path: Path):
+    ours = ours_of(published("longformer", "token_classification"), "token_classification")
+    save_head(ours.to(torch.bfloat16), tmp_path / "out")
+    assert ours.classifier.weight.dtype == torch.bfloat16
+    back = open_head(tmp_path / "out", "token_classification")
+    assert torch.equal(back.classifier.weight, ours.classifier.weight.float())
+
+
 @pytest.mark.parametrize("task", ["causal_lm", "sequence_classification"])
 def test_transformer_xl_goes_out_with_its_code(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

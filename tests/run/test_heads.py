@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import transformers
 
+from lsp.cli.main import main
 from lsp.core.errors import UserError
+from lsp.core.exit_codes import DONE
 from lsp.run.heads import load_head, save_head
+from lsp.run.load import load_run
 from tests.run.small_run import make_run
 
 torch.set_num_threads(1)
@@ -84,3 +90,53 @@ def test_a_causal_classifier_is_warned_about(runs):
     config, _, _ = runs["reformer"]
     with pytest.warns(UserWarning, match="use is_decoder=False"):
         load_head(config.run_dir, "sequence_classification")
+
+
+def test_a_tuned_model_is_imported_to_be_trained_further(runs, tmp_path, capsys):
+    config, pretrained, _ = runs["longformer"]
+    model = load_head(config.run_dir, "token_classification", num_labels=5)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(config.run_dir / "tokenizer")
+    save_head(model, tmp_path / "tuned", tokenizer)
+    typed = ["import", f"from={tmp_path / 'tuned'}", "architecture=longformer"]
+    assert main([*typed, f"out={tmp_path / 'runs' / 'again'}"]) == DONE
+    assert "without a language model's head, so these are fresh: lm_head" in capsys.readouterr().out
+    again = load_run(tmp_path / "runs" / "again")
+    assert again.config.objective.name == "masked"
+    for name, weight in again.model.state_dict().items():
+        if name.startswith("longformer.") or name == "lm_head.decoder.weight":  # tied
+            assert torch.equal(weight, pretrained.state_dict()[name]), name
+
+
+TRAINER = """
+import torch, transformers
+from lsp.run.heads import load_head
+torch.set_num_threads(1)
+model = load_head({run!r}, {task!r}).train()
+given = {{"input_ids": torch.arange(5, 21), "attention_mask": torch.ones(16).long()}}
+rows = [given | {labels!r}] * 8
+arguments = transformers.TrainingArguments(
+    {out!r}, max_steps=2, per_device_train_batch_size=4, use_cpu=True, report_to=[],
+    save_strategy="no",
+)
+trainer = transformers.Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
+trainer.train()
+assert trainer.evaluate()["eval_loss"] > 0
+"""
+LABELS = {
+    "sequence_classification": {"labels": 1},
+    "question_answering": {"start_positions": 3, "end_positions": 5},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", LABELS)
+def test_the_trainer_of_transformers_trains_them(task: str, runs, tmp_path):
+    """In a process of its own: it sets up accelerate for all of one."""
+    config, _, _ = runs["reformer"]
+    script = TRAINER.format(
+        run=str(config.run_dir), task=task, labels=LABELS[task], out=str(tmp_path)
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -33,6 +33,8 @@ class HeadedModel(nn.Module, ABC):
         fresh: Published names of weights that were drawn, not loaded, when the model was opened.
     """
 
+    accepts_loss_kwargs = False
+    """Tells the `Trainer` of `transformers` to do without arguments that no input is."""
     task: ClassVar[str]
     by_token: ClassVar[bool] = False
     """Whether each position has an answer of its own, so that rows may hold several documents."""

@@ -21,7 +21,8 @@ class HeadOutput:
     Attributes:
         loss: Scalar; where labels were given.
         losses: (B, L - 1) of each predicted token (Transformer-XL's language model).
-        prediction_scores: (B, L, V) log-probabilities (Transformer-XL's language model).
+        prediction_scores: (B, L, V) log-probabilities (Transformer-XL's language model), which
+            are its `logits` too.
         logits: Scores: (B, L, V) of tokens, (B, labels) of a row, (B, choices), or
             (B, L, labels) of each token.
         start_logits: (B, L) scores of where an answer begins.
