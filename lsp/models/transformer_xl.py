@@ -130,7 +130,8 @@ class TransformerXLModel(nn.Module):
         entered = []
         for number, module in enumerate(self.layers):
             layer = cast(TransformerXLLayer, module)
-            before = None if memory is None else memory[layer_name(number)]
+            # A run may go on in another precision than that of its checkpoint.
+            before = None if memory is None else memory[layer_name(number)].to(x_BLD.dtype)
             if config.attn_type == LEARNED_ABSOLUTE:
                 x_BLD = layer.dec_attn("placed", x_BLD, first, length, before is not None)
             if config.attn_type == ABSOLUTE and before is not None and number == 0:

@@ -48,7 +48,7 @@ class Lanes:
     def finite(self) -> bool:
         """Whether nothing that the step leaves is NaN or infinite; waits for the device."""
         held = [value for memory in self._next if memory is not None for value in memory.values()]
-        return all(bool(value.isfinite().all()) for value in held)
+        return not held or bool(torch.stack([value.isfinite().all() for value in held]).all())
 
     def move_on(self, *, remember: bool) -> None:
         """The step is done: what it left, or nothing, is what the next one reads."""

@@ -13,12 +13,14 @@ from lsp.checkpointing.snapshot import read_snapshot
 from lsp.checkpointing.store import CheckpointStore
 from lsp.core.errors import UserError
 from lsp.core.exit_codes import DONE, INTERRUPTED
-from lsp.data.batches import EvaluationBatches, Share
+from lsp.data.batches import BatchMaker, EvaluationBatches, Share
+from lsp.data.config import ObjectiveConfig
 from lsp.training.config import AdamWConfig
-from tests.data.rows import StreamRows
+from lsp.training.evaluation import evaluate
+from tests.data.rows import VOCABULARY, StreamRows
 from tests.training.loop import ROWS_PER_STEP, STREAM, poison, rows, trainer
 from tests.training.remembering import MEMORY, Remembering
-from tests.training.tiny import LENGTH
+from tests.training.tiny import LENGTH, batch, transformer_xl
 
 LANE_ROWS = 8  # of the stream
 
@@ -172,6 +174,46 @@ def test_any_number_of_processes_finds_its_lanes(tmp_path):
             read_memory(tmp_path, lanes)
     (tmp_path / "none").mkdir()
     assert read_memory(tmp_path / "none", range(4)) is None
+
+
+@pytest.mark.parametrize("attn_type", range(4))
+def test_a_memory_of_another_precision(attn_type):
+    """A run may go on under another `precision`."""
+    for now, then in ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)):
+        model = transformer_xl(attn_type=attn_type, tgt_len=LENGTH).to(now)
+        parts = batch(0).tensors()
+        model(**parts)
+        memory = {
+            k: v.to(then) if v.is_floating_point() else v for k, v in model.remembered().items()
+        }
+        model.recall(memory)
+        loss_sum, _ = model(**parts)
+        loss_sum.backward()
+        assert loss_sum.isfinite()
+        assert model.remembered()["layer_0"].dtype == now
+
+
+def test_an_evaluation_may_remember_more_than_training(tmp_path):
+    """Row by row, with a memory of all that was before, is the text at once."""
+    torch.manual_seed(0)
+    model = transformer_xl(mem_len=10, clamp_len=-1, init_std=0.3, vocab_size=VOCABULARY.size)
+    rows_of_text = StreamRows(STREAM, LENGTH)
+    maker = BatchMaker(rows_of_text, ObjectiveConfig(), VOCABULARY, seed=0, contiguous=True)
+    batches = EvaluationBatches(maker, Share(0, 1, ROWS_PER_STEP, ROWS_PER_STEP), lanes=1)
+
+    def loss(mem_len: int) -> float:
+        model.reset_memory_length(mem_len)
+        return evaluate(lambda parts: model(**parts), model, batches, torch.device("cpu"), 1.0).loss
+
+    short, long = loss(10), loss(LENGTH * len(rows_of_text))
+    text = maker.make(range(33), [(0,)] * 33)
+    whole = {key: value.view(1, -1) for key, value in text.tensors().items()}
+    whole["segment_ids"] = 1 - (whole["segment_ids"] == 0).long()
+    model.recall(None)
+    with torch.no_grad():
+        total, count = model(**whole)
+    assert long == pytest.approx(float(total) / int(count), rel=1e-6)
+    assert short != pytest.approx(long, rel=1e-4)
 
 
 def test_the_stream_is_what_is_said_of_it():
