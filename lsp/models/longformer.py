@@ -254,6 +254,7 @@ class Longformer(LanguageModel):
         Raises:
             UserError: The length does not fit the dilations or the positions.
         """
+        self.config.check_length(input_ids.shape[1] * self.longformer.exchange.degree)
         seed = self._take_seed()
         streams = self._streams(
             input_ids, segment_ids, position_ids, global_attention_mask, None, seed
@@ -283,8 +284,11 @@ class Longformer(LanguageModel):
         token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Hidden states after the last layer: (B, L, D), in evaluation of any length."""
-        length = input_ids.shape[1]
-        if not self.training:
+        length, degree = input_ids.shape[1], self.longformer.exchange.degree
+        if self.training:
+            self.config.check_length(length * degree)
+        else:
+            self.config.check_positions(length * degree)
             input_ids, segment_ids, position_ids = self.padded(input_ids, segment_ids, position_ids)
         missing = input_ids.shape[1] - length
         if missing and global_attention_mask is not None:
@@ -347,8 +351,7 @@ class Longformer(LanguageModel):
         token_type_ids: torch.Tensor | None,
         seed: int | None,
     ) -> tuple[torch.Tensor, ...]:
-        config, exchange, here = self.config, self.longformer.exchange, input_ids.shape[1]
-        config.check_length(here * exchange.degree)
+        config = self.config
         if position_ids is None:
             position_ids = self._positions(input_ids, segment_ids)
         if global_mask is None and config.global_tokens:

@@ -185,6 +185,10 @@ class LongformerConfig:
             f"sequence_length={sequence_length} is not a multiple of {multiple} "
             f"(attention_dilation): use {below} or {below + multiple}",
         )
+        self.check_positions(sequence_length)
+
+    def check_positions(self, sequence_length: int) -> None:
+        """Refuses a length that not all have a position for."""
         require(
             sequence_length <= self.max_positions,
             f"sequence_length={sequence_length} is longer than the {self.max_positions} positions "

@@ -134,6 +134,18 @@ def test_a_window_holds_the_newest(sizes):
         assert torch.equal(window.keys_and_values[1], -kept)
 
 
+def test_a_longformer_reads_to_its_last_position_whatever_its_dilation():
+    model = longformer(attention_dilation=[1, 2, 3])  # 102 positions would be a multiple
+    text = torch.randint(0, VOCABULARY, (1, 100))
+    cache = model.new_cache()
+    model.step(text[:, :99], cache)
+    with torch.no_grad():
+        want = model.logits(text)[:, -1]
+        torch.testing.assert_close(model.step(text[:, 99:], cache), want, rtol=0, atol=1e-5)
+        with pytest.raises(UserError, match="=101 is longer than the 100 positions"):
+            model.logits(text[:, :1].expand(1, 101))
+
+
 def test_what_a_longformer_cannot_continue():
     bidirectional = longformer(is_decoder=False)
     ids = torch.zeros(1, 3, dtype=torch.int64)
