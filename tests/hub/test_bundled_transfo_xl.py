@@ -1,11 +1,15 @@
 """The Transformer-XL that exports bring along: the trained one's scores, memories, and weights."""
 
 import json
+import subprocess
+import venv
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from lsp.core.errors import UserError
 from lsp.hub.bundled.configuration_transfo_xl import TransfoXLConfig
@@ -233,3 +237,58 @@ def test_it_opens_as_a_base_model_too(exported, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda _: "n")
     with pytest.raises(ValueError, match="trust_remote_code"):
         transformers.AutoModel.from_pretrained(exported[0])
+
+
+RELEASE = ("transformers==4.37.2", "tokenizers==0.15.2", "huggingface_hub==0.36.2")
+
+
+@pytest.fixture(scope="module")
+def last_release(tmp_path_factory) -> Path:
+    """Python of an environment with the last release that had the model, and this one's torch."""
+    folder = tmp_path_factory.mktemp("last_release")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", *RELEASE]
+    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        pytest.skip(f"transformers 4.37.2 cannot be installed, perhaps without network: {reason}")
+    own = next((folder / "lib").glob("python*/site-packages"))
+    # What lies in the environment itself is found first.
+    (own / "shared.pth").write_text(str(Path(torch.__file__).parents[1]) + "\n")
+    return python
+
+
+@pytest.mark.slow
+def test_the_last_release_opens_it_as_its_own(last_release, tmp_path):
+    kinds = ["as published", "nothing before a text", "alike clusters", "nothing tied"]
+    kinds += ["norms first, shared biases", "own projections"]
+    for kind in kinds:
+        model, folder = ours(kind), tmp_path / "exports" / kind
+        export_model(
+            model,
+            build=TransformerXL,
+            sequence_length=LENGTH,
+            tokenizer_path=None,
+            out=folder / "export",
+            evidence=tiny_evidence(),
+        )
+        tensors = {"ids": token_ids(1, 60)}
+        with torch.no_grad():
+            for half, row in zip(("first", "second"), tensors["ids"].chunk(2, 1), strict=True):
+                tensors[half] = model.logits(row)
+                model.recall(model.remembered())
+        if not model.config.zero_memory:
+            tensors["nothing"] = torch.zeros(0, 1, model.config.d_model)
+        save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "expected.safetensors")
+    script = Path(__file__).with_name("last_release.py")
+    command = [last_release, "-P", script, tmp_path / "exports"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert set(found) == set(kinds)
+    for kind, report in found.items():
+        assert report["version"] == "4.37.2"
+        assert report["class"] == "transformers.models.deprecated.transfo_xl.modeling_transfo_xl"
+        assert (kind, report["loading"], report["generated"]) == (kind, [], 3)
+        assert max(report["differences"]) < 5e-6, kind
