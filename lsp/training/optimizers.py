@@ -65,11 +65,15 @@ def _groups(
     return groups
 
 
+NOT_HIDDEN = ("embedding", "word_emb", "lm_head", "crit.", "_bias")
+"""Parts of the names of what is looked up, predicts tokens, or is added for each head."""
+
+
 def _muon(named: list[tuple[str, nn.Parameter]], config: MuonConfig) -> list[Optimizer]:
     """Muon orthogonalises updates of hidden matrices; embeddings and heads keep AdamW."""
 
     def hidden(name: str, parameter: nn.Parameter) -> bool:
-        return parameter.ndim == 2 and "embedding" not in name and "lm_head" not in name
+        return parameter.ndim == 2 and not any(part in name for part in NOT_HIDDEN)
 
     matrices = [p for name, p in named if hidden(name, p)]
     others = [p for name, p in named if not hidden(name, p)]
