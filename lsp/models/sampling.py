@@ -129,7 +129,8 @@ def generate_ids(
     """Continues a prompt token by token, with the model's memory of what it has read.
 
     With a cache the scores are those of a pass over the whole text, but for layers of LSH attention
-    over more than a chunk. In such a pass every token takes a place in the sorted order, the last
+    over more than a chunk (and of local attention to more chunks before than the text has, which
+    as published repeats the text). In such a pass every token takes a place in the sorted order, the last
     one too, and so moves others into the next chunk: which keys an *earlier* token sees depends on
     it, and so do that token's states in the layers above. A cache keeps those states as they were
     when they were computed, as the published one does; to be equal, it would have to compute all
