@@ -68,18 +68,37 @@ class HeadedModel(nn.Module, ABC):
         """Sets the seed of the model's dropout and hashing in the next pass in training mode."""
         self.backbone.begin_micro_batch(seed, first_row)
 
-    def read(self, input_ids: torch.Tensor, **inputs: Any) -> Reading:
+    def read(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None = None,
+        **inputs: Any,
+    ) -> Reading:
         """Reads rows: see `Reader.read`.
+
+        Args:
+            input_ids: (B, L) token ids.
+            inputs_embeds: (B, L, D) vectors in place of those of the tokens, to which positions are
+                added.
+            inputs: Of the architecture.
 
         Raises:
             UserError: The input does not fit the architecture or the head.
         """
         require(
+            (input_ids is None) != (inputs_embeds is None),
+            "input_ids and inputs_embeds: give one of them",
+        )
+        require(
             self.by_token or inputs.get("segment_ids") is None,
             f"segment_ids is for heads that answer for each token: {self.task} answers for a row; "
             "give an attention_mask",
         )
-        return self.reader.read(self.task, input_ids, **inputs)
+        if input_ids is not None:
+            return self.reader.read(self.task, input_ids, **inputs)
+        assert inputs_embeds is not None
+        with self.reader.embedded(inputs_embeds):
+            return self.reader.read(self.task, self.reader.some_ids(inputs_embeds), **inputs)
 
 
 class LanguageModelling(HeadedModel):
@@ -99,7 +118,7 @@ class LanguageModelling(HeadedModel):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         *,
@@ -168,7 +187,7 @@ class SequenceClassification(HeadedModel):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **inputs: Any,
@@ -202,7 +221,7 @@ class QuestionAnswering(HeadedModel):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         start_positions: torch.Tensor | None = None,
         end_positions: torch.Tensor | None = None,
@@ -248,7 +267,7 @@ class MultipleChoice(HeadedModel):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **inputs: Any,
@@ -261,14 +280,12 @@ class MultipleChoice(HeadedModel):
             labels: (B,) which choice is right, -100 for none.
             inputs: See the architecture's `Reader.read`, with a dimension for the choices.
         """
-        choices = input_ids.shape[1]
-        inputs["attention_mask"] = attention_mask
-        flat = {
-            name: value.flatten(0, 1) if isinstance(value, torch.Tensor) else value
-            for name, value in inputs.items()
-        }
-        reading = self.read(input_ids.flatten(0, 1), **flat)
+        inputs |= {"input_ids": input_ids, "attention_mask": attention_mask}
+        tensors = {name: x for name, x in inputs.items() if isinstance(x, torch.Tensor)}
+        flat = {name: x.flatten(0, 1) for name, x in tensors.items()}
+        reading = self.read(**(inputs | flat))
         pooled_XD = self.dropout(self.pooler(reading.hidden))
+        choices = next(iter(tensors.values())).shape[1]
         logits_BC = self.classifier(pooled_XD).view(-1, choices)
         loss = None if labels is None else class_loss(logits_BC, labels)
         return HeadOutput(loss=loss, logits=logits_BC, **reading.shown)
@@ -286,7 +303,7 @@ class TokenClassification(HeadedModel):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **inputs: Any,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -50,6 +51,35 @@ class Reader(ABC):
     def encoder(self) -> Any:
         """What runs the layers, and can be looked at while it does."""
         return getattr(self.backbone, self.prefix).encoder
+
+    @property
+    def embedding(self) -> nn.Module:
+        """From token ids to their vectors."""
+        embedding: nn.Module = getattr(self.backbone, self.prefix).embeddings.word_embeddings
+        return embedding
+
+    def some_ids(self, inputs_embeds_BLD: torch.Tensor) -> torch.Tensor:
+        """Ids that mean nothing, neither padding nor a separator, for given vectors: (B, L)."""
+        special = {getattr(self.config, f"{kind}_token_id", None) for kind in ("pad", "sep")}
+        plain = next(number for number in range(3) if number not in special)
+        shape, device = inputs_embeds_BLD.shape[:2], inputs_embeds_BLD.device
+        return torch.full(shape, plain, dtype=torch.int64, device=device)
+
+    @contextmanager
+    def embedded(self, inputs_embeds_BLD: torch.Tensor) -> Iterator[None]:
+        """Puts given vectors in the place of those of the tokens that are read meanwhile."""
+
+        def instead(module: nn.Module, ids: Any, found_BLD: torch.Tensor) -> torch.Tensor:
+            given_BLD = inputs_embeds_BLD.to(found_BLD.dtype)
+            padding = found_BLD[:, given_BLD.shape[1] :]
+            # A head that shares the table's weight relies on the table to be differentiated.
+            return torch.cat([given_BLD, padding], dim=1) + 0 * found_BLD
+
+        handle = self.embedding.register_forward_hook(instead)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     @abstractmethod
     def read(

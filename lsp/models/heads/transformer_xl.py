@@ -40,6 +40,10 @@ class TransformerXLReader(Reader):
     def encoder(self) -> Any:
         return self.backbone.transformer
 
+    @property
+    def embedding(self) -> nn.Module:
+        return self.backbone.transformer.word_emb
+
     def initialise(self, module: nn.Module) -> None:
         if not isinstance(module, nn.Linear):
             return
@@ -183,7 +187,7 @@ class AdaptiveLanguageModelling(HeadedModel):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         *,
@@ -232,7 +236,7 @@ class LastTokenClassification(HeadedModel):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **inputs: Any,
@@ -249,9 +253,9 @@ class LastTokenClassification(HeadedModel):
             UserError: Several rows, and nothing says where they end.
         """
         reading = self.read(input_ids, attention_mask=attention_mask, **inputs)
-        last_B = self._last(input_ids, attention_mask)
-        rows_B = torch.arange(len(input_ids), device=input_ids.device)
-        logits_BC = self.score(reading.hidden[rows_B, last_B])
+        ids_BL = self.reader.some_ids(reading.hidden) if input_ids is None else input_ids
+        rows_B = torch.arange(len(ids_BL), device=ids_BL.device)
+        logits_BC = self.score(reading.hidden[rows_B, self._last(ids_BL, attention_mask)])
         loss = None if labels is None else self.labels.loss(logits_BC, labels)
         return HeadOutput(loss=loss, logits=logits_BC, **reading.shown)
 

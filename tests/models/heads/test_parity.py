@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from lsp.core.errors import UserError
 from lsp.models.heads.models import HeadedModel
 from lsp.models.memory import MemoryConfig
 from tests.models.heads.published import (
     IDS,
     LABELS,
+    LENGTH,
     PUBLISHED,
     inputs_for,
     labels_for,
@@ -153,3 +155,34 @@ def test_reformer_hashes_as_often_as_told():
     out, expected = ours(**inputs, num_hashes=4), theirs(**inputs, num_hashes=4)
     assert_same_scores(out, expected)
     assert out.logits.shape == (2, LABELS)
+
+
+def vectors_for(architecture: str, task: str, length: int) -> dict[str, torch.Tensor]:
+    ids = inputs_for(architecture, task, length=length)["input_ids"]
+    torch.manual_seed(4)
+    inputs = {"inputs_embeds": torch.randn(*ids.shape, 16)}
+    if architecture == "longformer":  # whose global tokens follow from the ids
+        inputs["global_attention_mask"] = (torch.rand(ids.shape) < 0.2).long()
+    return inputs
+
+
+@pytest.mark.parametrize(("architecture", "task"), PUBLISHED, ids=IDS)
+def test_vectors_in_place_of_tokens(architecture: str, task: str):
+    theirs = published(architecture, task)
+    ours = ours_of(theirs, task)
+    labels = labels_for(task, inputs_for(architecture, task)["input_ids"])
+    grads = []
+    for model in (theirs, ours):
+        inputs = vectors_for(architecture, task, LENGTH)
+        inputs["inputs_embeds"].requires_grad_()
+        out = model(**inputs, **labels)
+        out.loss.backward()
+        grads.append((out.loss.detach(), inputs["inputs_embeds"].grad))
+    for want, got in zip(*grads, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+    assert_same_gradients(ours, theirs)
+    with torch.no_grad():  # of a length that is no whole number of chunks
+        inputs = vectors_for(architecture, task, 27)
+        assert_same_scores(ours.eval()(**inputs), theirs.eval()(**inputs))
+    with pytest.raises(UserError, match="give one of them"):
+        ours()

@@ -175,3 +175,14 @@ def test_a_classifier_needs_an_embedding_as_wide_as_the_model():
     config = TransformerXLConfig.from_dict(described | {"d_embed": 12})
     with pytest.raises(UserError, match="d_embed=12 and d_model=16"):
         build_head(config, "sequence_classification")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_vectors_in_place_of_tokens(name: str):
+    model, (_, found) = ours(name), fixture(name)
+    ids = found["first"][:1]
+    vectors = model.backbone.transformer.word_emb(ids)
+    out, same = model(ids), model(inputs_embeds=vectors)
+    assert torch.equal(same.logits, out.logits)
+    for got, want in zip(same.mems, out.mems, strict=True):
+        assert torch.equal(got, want)
