@@ -32,11 +32,12 @@ from lsp.run.config import RunConfig
 from lsp.run.validate import validate_data
 from lsp.verify.cells import DEGREES, Cell, all_cells, certify_cells, record
 from lsp.verify.certify import certify
-from lsp.verify.mixing import Mixing
+from lsp.verify.mixing import CARRIED, CHOICE, KEPT_APART, Mixing
 
 START_METHOD = "spawn"
 VOCABULARY = 1024
 """Of a model that would take its vocabulary from a tokenizer."""
+PIPED_WIDTH = 120
 
 Records = list[dict[str, Any]]
 
@@ -57,7 +58,9 @@ def run_verify(config: RunConfig) -> int:
     holds = all(entry["holds"] for entry in found)
     if is_main():
         show = _show_everything if everything else _show_one
-        show(found, Console(file=sys.stdout, highlight=False))
+        # A table that is piped elsewhere has no terminal's width to keep to.
+        width = None if sys.stdout.isatty() else PIPED_WIDTH
+        show(found, Console(file=sys.stdout, highlight=False, width=width))
         _write(config, {"holds": holds, "cells": found})
     return DONE if holds else LEAK
 
@@ -193,10 +196,10 @@ def _show_everything(records: Records, console: Console) -> None:
     """A row for each kind of attention, a column for each number of processes that share rows."""
     degrees = sorted({entry["degree"] for entry in records})
     table = Table(title="who sees whom, in values and in gradients")
-    for heading in ("architecture", "attention", "documents", "in time", "memory of rows before"):
+    for heading in ("architecture", "attention", "documents", "in time", "remembers"):
         table.add_column(heading)
     for degree in degrees:
-        table.add_column("whole rows" if degree == 1 else f"rows shared by {degree}")
+        table.add_column("whole rows" if degree == 1 else f"shared by {degree}")
     variants: dict[tuple[str, ...], Records] = {}
     for entry in records:
         key = (entry["architecture"], entry["attention"], entry["objective"])
@@ -207,14 +210,15 @@ def _show_everything(records: Records, console: Console) -> None:
             architecture,
             attention,
             first["documents"],
-            first["in_time"],
-            first["remembered"] or "",
+            "causal*" if first["in_time"] == CHOICE else first["in_time"],
+            {None: "", KEPT_APART: "its document", CARRIED: "all documents"}[first["remembered"]],
             *(_count([e for e in entries if e["degree"] == degree]) for degree in degrees),
         )
     console.print(table)
-    print(
-        "each stored, recomputed and reversible where it can be, in fp32; the leanest in bf16 too"
-    )
+    print("counted: stored, recomputed and reversible where possible in fp32, the leanest in bf16")
+    if any(entry["in_time"] == CHOICE for entry in records):
+        print("* a later token shows nothing of itself, but takes a place in the order by hashes,")
+        print("  and so chooses which of the earlier ones are seen, as in the published model")
     _show_problems(records, console)
 
 

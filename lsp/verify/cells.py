@@ -13,7 +13,7 @@ from lsp.models import registry
 from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
 from lsp.verify.certify import certify
 from lsp.verify.mixing import Mixing
-from lsp.verify.variants import LENGTH, VARIANTS, Variant, build
+from lsp.verify.variants import LENGTH, VARIANTS, Variant, build, config_of
 
 MEMORIES = ("stored", "recomputed", "reversible")
 DEGREES = (1, 2)
@@ -59,9 +59,9 @@ def all_cells(degrees: Iterable[int] = DEGREES) -> Iterator[Cell]:
     """Every variant, objective, memory form and degree in fp32; in bf16 the leanest memory form."""
     for degree in degrees:
         for variant in VARIANTS:
-            architecture = registry.get(variant.architecture)
-            residuals = architecture.residuals(architecture.config_class())
+            residuals_of = registry.get(variant.architecture).residuals
             for objective in variant.objectives:
+                residuals = residuals_of(config_of(variant, causal=objective == "causal"))
                 for memory in (m for m in MEMORIES if m in residuals):
                     yield Cell(*_names(variant), objective, memory, "fp32", degree)
                 yield Cell(*_names(variant), objective, residuals[0], "bf16", degree)
@@ -90,10 +90,10 @@ def certify_cells(
         assert cell.degree == exchange.degree
         seed_everything(0)
         causal = cell.objective == "causal"
-        model = build(cell.variant, causal=causal, residual=cell.memory)
+        model = build(cell.variant, causal=causal, residual=cell.memory, degree=cell.degree)
         found = certify(
             model.to(device or "cpu"),
-            sequence_length=LENGTH,
+            sequence_length=LENGTH * cell.degree,
             causal=causal,
             exchange=exchange,
             precision=cell.precision,

@@ -31,12 +31,12 @@ from lsp.verify.rows import (
 )
 
 APART = "apart"
-TOGETHER = "not kept apart"
+TOGETHER = "together"
 CAUSAL = "causal"
 CHOICE = "causal but for the choice of keys"
 BOTH_WAYS = "both ways"
-KEPT_APART = "forgotten at the end of a document"
-CARRIED = "carried into other documents"
+KEPT_APART = "of its own document"
+CARRIED = "of all documents"
 
 CUTS, QUICK_CUTS = (0.2, 0.7), (0.5,)
 """Where documents are cut into an earlier and a later part, as shares of their length."""

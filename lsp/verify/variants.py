@@ -9,8 +9,8 @@ from lsp.models import registry
 from lsp.models.interface import LanguageModel
 from lsp.models.memory import MemoryConfig
 
-LENGTH, VOCABULARY = 128, 64
-"""Rows of some chunks of every kind, of which a half still holds whole ones."""
+LENGTH, VOCABULARY = 64, 64
+"""What a process holds of a row: some chunks of every kind."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ VARIANTS = (
     Variant("longformer", "window per layer", {"attention_window": [8, 32]}),
     Variant("longformer", "gaps per head", {"attention_dilation": [1, [1, 1, 2, 4]]}),
     Variant("longformer", "global tokens", {"global_tokens": 2}, ("masked",)),
+    Variant("longformer", "window, two streams", {"residual": "reversible"}),
     Variant("transformer_xl", "relative", {}, ("causal",)),
     Variant(
         "transformer_xl",
@@ -104,13 +105,19 @@ VARIANTS = (
 )
 
 
-def build(variant: Variant, *, causal: bool, residual: str) -> LanguageModel:
-    """The model of a variant, with fresh weights from the global generator."""
+def config_of(variant: Variant, *, causal: bool, degree: int = 1) -> Any:
+    """The completed config of a variant, for rows that so many processes share."""
     architecture = registry.get(variant.architecture)
-    config = architecture.resolve(
+    return architecture.resolve(
         architecture.config_class(**SIZES[variant.architecture] | variant.values),
         vocab_size=VOCABULARY,
-        sequence_length=LENGTH,
+        sequence_length=LENGTH * degree,
         causal=causal,
     )
+
+
+def build(variant: Variant, *, causal: bool, residual: str, degree: int = 1) -> LanguageModel:
+    """The model of a variant, with fresh weights from the global generator."""
+    architecture = registry.get(variant.architecture)
+    config = config_of(variant, causal=causal, degree=degree)
     return architecture.build(config, MemoryConfig(residual=residual))

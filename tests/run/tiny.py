@@ -68,6 +68,7 @@ def words(root: Path, corpus: Path, *overrides: str, name: str = "run") -> list[
         "trainer.sample_tokens": "0",
         "trainer.peak_tflops": "1",
         "checkpoint.every": "4",
+        "verify.at_start": "false",
     }
     for override in overrides:
         key, _, value = override.partition("=")

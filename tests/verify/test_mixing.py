@@ -160,7 +160,7 @@ def test_scores_that_are_no_numbers():
 def test_a_model_that_does_not_keep_documents_apart():
     found = examined(without_documents(0), apart=False, quick=False)
     assert found.holds, found.problems
-    assert found.documents == "not kept apart"
+    assert found.documents == "together"
     assert not examined(leaky("the position after"), apart=False).holds
 
 
@@ -169,7 +169,7 @@ class TestMemory:
         for quick in (True, False):
             found = examined(Remembering("own"), memory_apart=True, quick=quick)
             assert found.holds, found.problems
-            assert found.memory == "forgotten at the end of a document"
+            assert found.memory == "of its own document"
 
     @pytest.mark.parametrize("kind", ["everything", "for all"])
     def test_of_other_documents(self, kind: str):
@@ -180,7 +180,7 @@ class TestMemory:
     def test_that_documents_share_is_said(self):
         found = examined(Remembering("for all"), memory_apart=False, apart=False, quick=False)
         assert found.holds, found.problems
-        assert found.memory == "carried into other documents"
+        assert found.memory == "of all documents"
 
     def test_that_is_not_there(self):
         found = examined(Remembering("nothing"), memory_apart=True)
