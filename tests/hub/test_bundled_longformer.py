@@ -9,8 +9,8 @@ import torch
 import transformers
 
 from lsp.hub.bundled.configuration_lsp_longformer import LspLongformerConfig
+from lsp.hub.bundled.lsp_longformer_layers import BLOCK
 from lsp.hub.bundled.modeling_lsp_longformer import (
-    BLOCK,
     LspLongformerForCausalLM,
     LspLongformerForMaskedLM,
 )
@@ -141,7 +141,7 @@ def test_the_code_needs_transformers_and_torch_alone():
         plain = [a.name for n in nodes if isinstance(n, ast.Import) for a in n.names]
         known = [n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.level == 0]
         used = {name.partition(".")[0] for name in itertools.chain(plain, known)}
-        assert used <= {"__future__", "typing", "dataclasses", "torch", "transformers"}, file
+        assert used <= {"__future__", "typing", "dataclasses", "itertools", "torch", "transformers"}
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,8 @@ def test_a_fresh_process_finds_the_trained_model(exported):
     out, _, found = exported
     assert (found.cases[1].length, found.generated) == (LENGTH, 4)
     assert found.cases[1].difference < 1e-12
-    code = {"configuration_lsp_longformer.py", "modeling_lsp_longformer.py"}
+    names = ("configuration_lsp_longformer", "lsp_longformer_layers", "modeling_lsp_longformer")
+    code = {f"{name}.py" for name in names}
     assert code == {path.name for path in out.glob("*.py")}
     card = (out / "README.md").read_text()
     assert "trust_remote_code=True)" in card
