@@ -47,8 +47,9 @@ VERB = Verb(
     keys={
         "verify.certificate": "what is certified, the word after lsp verify: packing",
         "verify.everything": "all architectures instead; so where no key of a run is given",
+        "verify.length": "tokens in the rows that are looked at, 0 for a few hundred or fewer",
         "verify.out": "JSON file for the result; verified/<certificate>.json where not given",
-        "sequence_length": "tokens in a row; fewer are looked at where they suffice",
+        "sequence_length": "tokens in a row of the training",
         "memory.residual": "what is kept per layer: auto, reversible, recomputed or stored",
         "parallelism.sequence": "processes that share the positions of a row",
         "parallelism.device": "auto, cpu or cuda",

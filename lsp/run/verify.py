@@ -8,7 +8,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from lsp.parallel.config import ParallelismConfig
 from lsp.parallel.runtime import Runtime, check_precision, runtime
 from lsp.run.build import build_model
 from lsp.run.config import RunConfig
+from lsp.run.phases import check_each, each_phase
 from lsp.run.validate import validate_data
 from lsp.verify.cells import DEGREES, Cell, all_cells, certify_cells, record
 from lsp.verify.certify import certify
@@ -49,42 +50,57 @@ def run_verify(config: RunConfig) -> int:
         UserError: The configuration cannot work, or the result not be written.
     """
     everything, processes = config.verify.everything, world_size()
+    runs = [] if everything else _completed(config)
+    degrees: Sequence[int] = [config.parallelism.sequence]
     if everything:
-        degrees: Sequence[int] = DEGREES if processes == 1 else [processes]
-    else:
-        _complete(config)
-        degrees = [config.parallelism.sequence]
-    found = [entry for degree in degrees for entry in _at_degree(config, degree)]
+        degrees = DEGREES if processes == 1 else [processes]
+    device = config.parallelism.device
+    found = [entry for degree in degrees for entry in _at_degree(runs, degree, device)]
     holds = all(entry["holds"] for entry in found)
     if is_main():
-        show = _show_everything if everything else _show_one
         # A table that is piped elsewhere has no terminal's width to keep to.
         width = None if sys.stdout.isatty() else PIPED_WIDTH
+        show = _show_everything if everything else _show_runs
         show(found, Console(file=sys.stdout, highlight=False, width=width))
         _write(config, {"holds": holds, "cells": found})
     return DONE if holds else LEAK
 
 
-def _complete(config: RunConfig) -> None:
-    """Refuses what `lsp train` would refuse of a model, and completes it without its data."""
-    validate_data(config)
-    architecture = registry.get(registry.name_of(config.architecture))
-    size = config.architecture.vocab_size
-    if not getattr(config.architecture, "cutoffs", []):  # which only a large one has
-        size = min(size, VOCABULARY)
-    config.architecture = architecture.resolve(
-        config.architecture,
-        vocab_size=size,
-        sequence_length=config.sequence_length,
-        causal=config.objective.name == "causal",
-    )
+def _completed(config: RunConfig) -> list[RunConfig]:
+    """The phases of a run, with models as far as they are known without its data.
+
+    Raises:
+        UserError: Something of it would be refused by `lsp train`.
+    """
+    check_each(config, validate_data)
     degree, processes = config.parallelism.sequence, world_size()
-    architecture.check_shares(config.architecture, config.sequence_length, degree)
     require(
         processes in (1, degree),
         f"parallelism.sequence={degree}: {processes} processes were started; start one, which "
         f"starts what it needs, or {degree}",
     )
+    runs = []
+    for run in each_phase(config):
+        architecture = registry.get(registry.name_of(run.architecture))
+        size = run.architecture.vocab_size
+        if not getattr(run.architecture, "cutoffs", []):  # which only a large one has
+            size = min(size, VOCABULARY)
+        model = architecture.resolve(
+            run.architecture,
+            vocab_size=size,
+            sequence_length=run.longest_row,
+            causal=run.objective.name == "causal",
+        )
+        length = run.verify.length or run.sequence_length
+        require(
+            length <= run.sequence_length,
+            f"verify.length={length} is more than sequence_length={run.sequence_length}: use 0 for "
+            "a few hundred, or up to that",
+        )
+        model.check_length(length)
+        architecture.check_shares(model, length, degree)
+        runs.append(replace(run, architecture=model))
+    return runs
 
 
 def _write(config: RunConfig, result: dict[str, Any]) -> None:
@@ -98,9 +114,14 @@ def _write(config: RunConfig, result: dict[str, Any]) -> None:
     print(f"written to {out}")
 
 
-def _at_degree(config: RunConfig, degree: int) -> Records:
-    """What is found where so many processes share rows: here, or in processes started for it."""
-    device = config.parallelism.device
+def _at_degree(runs: list[RunConfig], degree: int, device: str) -> Records:
+    """What is found where so many processes share rows: here, or in processes started for it.
+
+    Args:
+        runs: Whose models are certified; empty for those of all architectures.
+        degree: How many.
+        device: Value of `parallelism.device`.
+    """
     if degree > 1 and torch.cuda.device_count() < degree:
         require(
             device != "cuda",
@@ -112,13 +133,13 @@ def _at_degree(config: RunConfig, degree: int) -> Records:
         strategy="single" if degree == 1 else "ddp", sequence=degree, device=device
     )
     if degree == world_size() or degree == 1:
-        return _certify(config, parallelism)
+        return _certify(runs, parallelism)
     with tempfile.TemporaryDirectory(prefix="lsp-verify-") as folder:
         threads = max(1, torch.get_num_threads() // degree)
         result = Path(folder) / "found.json"
         start_processes(  # type: ignore[no-untyped-call]
             _process,
-            (degree, _free_port(), threads, config, parallelism, result),
+            (degree, _free_port(), threads, runs, parallelism, result),
             nprocs=degree,
             start_method=START_METHOD,
         )
@@ -137,7 +158,7 @@ def _process(
     degree: int,
     port: int,
     threads: int,
-    config: RunConfig,
+    runs: list[RunConfig],
     parallelism: ParallelismConfig,
     result: Path,
 ) -> None:
@@ -146,14 +167,14 @@ def _process(
     os.environ |= {name: str(value) for name, value in here.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(threads)
-    records = _certify(config, parallelism)
+    records = _certify(runs, parallelism)
     if rank == 0:
         result.write_text(json.dumps(records), encoding="utf-8")
 
 
-def _certify(config: RunConfig, parallelism: ParallelismConfig) -> Records:
+def _certify(runs: list[RunConfig], parallelism: ParallelismConfig) -> Records:
     with runtime(parallelism) as place:
-        return _certify_all(place) if config.verify.everything else [_certify_run(config, place)]
+        return [_certify_run(run, place) for run in runs] or _certify_all(place)
 
 
 def _certify_run(config: RunConfig, place: Runtime) -> dict[str, Any]:
@@ -166,6 +187,7 @@ def _certify_run(config: RunConfig, place: Runtime) -> dict[str, Any]:
         exchange=place.exchange,
         precision=config.precision.name,
         device=place.device,
+        length=config.verify.length,
     )
     architecture = registry.get(registry.name_of(config.architecture))
     return {
@@ -227,15 +249,21 @@ def _count(entries: Records) -> str:
     return f"{bad} of {len(entries)} FAIL" if bad else f"{len(entries)} hold"
 
 
-def _show_one(records: Records, console: Console) -> None:
+def _show_runs(records: Records, console: Console) -> None:
+    for entry in records:
+        _show_run(entry, console)
+    _show_problems(records, console)
+
+
+def _show_run(entry: dict[str, Any], console: Console) -> None:
     """Which document reaches which, in values, in gradients or in both."""
-    (entry,) = records
     numbers = sorted({n for pairs in entry["reaches"].values() for pair in pairs for n in pair})
     shared = f", shared by {entry['degree']}" if entry["degree"] > 1 else ""
-    table = Table(
-        title=f"{entry['architecture']}, {entry['objective']}, {entry['memory']}, "
-        f"{entry['precision']}, {entry['device']}, rows of {entry['length']} tokens{shared}"
+    print(
+        f"{entry['architecture']}, {entry['objective']}, {entry['memory']}, {entry['precision']}, "
+        f"{entry['device']}, rows of {entry['length']} tokens{shared}"
     )
+    table = Table()
     table.add_column("tokens of")
     documents = [number for number in numbers if number]
     for number in documents:
@@ -251,7 +279,6 @@ def _show_one(records: Records, console: Console) -> None:
     memory = f", memory {entry['remembered']}" if entry["remembered"] else ""
     print(f"documents {entry['documents']}, {entry['in_time']}{memory}: ", end="")
     print("holds" if entry["holds"] else "DOES NOT HOLD")
-    _show_problems(records, console)
 
 
 def _show_problems(records: Records, console: Console) -> None:

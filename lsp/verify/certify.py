@@ -20,6 +20,7 @@ def certify(
     exchange: Exchange = WHOLE_ROWS,
     precision: str = "fp32",
     device: torch.device | None = None,
+    length: int = 0,
     quick: bool = False,
 ) -> Mixing:
     """Examines a model on rows as short as suffices; every process of `exchange` must call it.
@@ -31,6 +32,7 @@ def certify(
         exchange: Between the processes that share rows.
         precision: `fp32`, `bf16` or `fp16`.
         device: Of the model; None for the host.
+        length: Of the rows; 0 for one that suffices.
         quick: Whether it has to be done in a moment.
     """
     config, device = model.config, device or torch.device("cpu")
@@ -45,7 +47,7 @@ def certify(
             return False
         return True
 
-    length = short_length(
+    length = length or short_length(
         sequence_length,
         architecture.length_multiple(config),
         fits,

@@ -116,6 +116,14 @@ class TestVerb:
         assert cell["degree"] == 2
         assert (cell["documents"], cell["in_time"]) == ("apart", "both ways")
 
+    def test_of_the_phases_of_a_run(self):
+        phase = "{steps: 9, sequence_length: %d, attention_window: %d, warmup_steps: 1}"
+        phases = ", ".join(phase % values for values in ((64, 8), (128, 32)))
+        tiny = ["architecture.hidden_size=32", "architecture.num_hidden_layers=1"]
+        typed = ["experiment=longformer_staged", f"phases=[{phases}]", *tiny]
+        assert main(["verify", "packing", *typed, "verify.length=64"]) == DONE
+        assert [cell["length"] for cell in result()["cells"]] == [64, 64]
+
     @pytest.mark.slow
     def test_of_everything_in_full(self):
         assert main(["verify", "packing"]) == DONE
@@ -130,6 +138,8 @@ class TestVerb:
             (["resume"], "choose one of packing"),
             (["packing", "architecture.attn_layers=[lhs]"], "lsh"),
             (["packing", "experiment=debug", "sequence_length=100"], "use 96 or 112"),
+            (["packing", "experiment=debug", "verify.length=100"], "use 96 or 112"),
+            (["packing", "experiment=debug", "verify.length=256"], "sequence_length=128"),
             (["packing", "experiment=debug", "parallelism.sequence=3"], "parallelism.sequence=3"),
             (["packing", "architecture=transformer_xl", "objective=masked"], "causal"),
         ],
