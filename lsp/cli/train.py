@@ -53,6 +53,7 @@ VERB = Verb(
         "trainer.eval_every": "steps between evaluations, 0 for the end only",
         "trainer.log_every": "steps between logged rows",
         "trainer.micro_batch": "rows in one forward pass, 0 chooses",
+        "trainer.order": "of rows: shuffled, contiguous for models that remember, auto",
         "trainer.dry_run": "see that memory suffices before the first step",
         "verify.at_start": "see that documents and the future stay apart before the first step",
         "watchdog.seconds": "without progress until a hang is told and ended; 0 for never",
