@@ -231,3 +231,20 @@ def test_the_experiment_is_the_papers() -> None:
 def test_the_saved_configuration_reads_back(whole: tuple[Path, Path]) -> None:
     config = read_yaml(whole[0] / "whole" / "config.yaml")
     assert [phase.sequence_length for phase in config.phases] == [64, 128, 192]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["zero2", "zero3", "ddp"])
+def test_phases_on_two_processes(whole: tuple[Path, Path], strategy: str) -> None:
+    """Each phase makes an engine of its own, in the same processes."""
+    from tests.distributed.test_train import assert_close_run, launch
+
+    root, corpus = whole
+    # Random numbers are each process's own.
+    plain = ["architecture.hidden_dropout_prob=0"]
+    if not (root / "plain").exists():
+        assert train(*typed(root, corpus, *plain, name="plain")) == DONE
+    given = typed(root, corpus, *plain, f"parallelism={strategy}", name=strategy)
+    live = launch(root, given)
+    assert [session.wait() for session in live] == [DONE, DONE], live[0].output
+    assert_close_run(root / strategy, root / "plain")
