@@ -98,6 +98,16 @@ class Labels:
         return F.binary_cross_entropy_with_logits(logits_BC, labels)
 
 
+def next_labels(
+    labels_BL: torch.Tensor, segment_ids_BL: torch.Tensor | None = None
+) -> torch.Tensor:
+    """What each token but the last has to predict, (B, L - 1): nothing of another document."""
+    next_BK = labels_BL[:, 1:]
+    if segment_ids_BL is None:
+        return next_BK
+    return next_BK.masked_fill(segment_ids_BL[:, 1:] != segment_ids_BL[:, :-1], IGNORE_INDEX)
+
+
 def class_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy over labels that are not -100: (..., C) scores, (...) classes."""
     logits_XC = logits.reshape(-1, logits.shape[-1])

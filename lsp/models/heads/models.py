@@ -17,7 +17,7 @@ from torch import nn
 
 from lsp.core.batch import IGNORE_INDEX
 from lsp.core.errors import require
-from lsp.models.heads.labels import Labels, class_loss, span_loss, token_loss
+from lsp.models.heads.labels import Labels, class_loss, next_labels, span_loss, token_loss
 from lsp.models.heads.outputs import HeadOutput, Reading
 from lsp.models.heads.reader import Reader
 
@@ -107,13 +107,14 @@ class LanguageModelling(HeadedModel):
     task = "masked_lm"
     by_token = True
     keeps_lm_head = True
-    shift = 0
+    shifts: ClassVar[bool] = False
+    """Whether labels are those of the next tokens."""
 
     def build(self) -> None:
         require(
-            self.config.is_decoder == (self.shift > 0),
+            self.config.is_decoder == self.shifts,
             f"is_decoder={str(self.config.is_decoder).lower()} does not fit {self.task}: use "
-            f"is_decoder={str(self.shift > 0).lower()}",
+            f"is_decoder={str(self.shifts).lower()}",
         )
 
     def forward(
@@ -131,14 +132,17 @@ class LanguageModelling(HeadedModel):
             input_ids: (B, L) token ids.
             attention_mask: (B, L) 0 for padding.
             labels: (B, L) the tokens themselves, -100 for those that do not count; a causal
-                model shifts them by itself.
+                model shifts them by itself, and the first token of a document of `segment_ids`
+                is not predicted.
             output_logits: Whether to give `logits`; without, the loss is computed tile by tile,
                 and the scores of all positions never exist.
             inputs: See the architecture's `Reader.read`.
         """
         reading = self.read(input_ids, attention_mask=attention_mask, **inputs)
-        if labels is not None and self.shift:
-            labels = F.pad(labels[:, self.shift :], (0, self.shift), value=IGNORE_INDEX)
+        if labels is not None and self.shifts:
+            labels = F.pad(
+                next_labels(labels, inputs.get("segment_ids")), (0, 1), value=IGNORE_INDEX
+            )
         logits = loss = None
         if output_logits or labels is None:
             logits = self.reader.scores(reading.hidden)
@@ -153,7 +157,7 @@ class CausalLanguageModelling(LanguageModelling):
     """Scores of the next tokens."""
 
     task = "causal_lm"
-    shift = 1
+    shifts = True
 
 
 class ClassificationHead(nn.Module):

@@ -22,7 +22,7 @@ class Reader(ABC):
     """What the heads need to know of an architecture.
 
     Attributes:
-        backbone: The model that is read with; its own head is not used.
+        backbone: The model that is read with.
     """
 
     prefix: str

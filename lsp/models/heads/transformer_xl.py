@@ -12,6 +12,7 @@ from torch import nn
 from lsp.core.batch import IGNORE_INDEX
 from lsp.core.errors import require
 from lsp.models import transformer_xl_weights
+from lsp.models.heads.labels import next_labels
 from lsp.models.heads.models import HeadedModel
 from lsp.models.heads.outputs import HeadOutput, Reading
 from lsp.models.heads.reader import Reader, segments_of
@@ -209,7 +210,8 @@ class AdaptiveLanguageModelling(HeadedModel):
         if labels is None:
             out.prediction_scores = out.logits = self.reader.scores(reading.hidden)
             return out
-        next_BK, hidden_BKD = labels[:, 1:], reading.hidden[:, :-1]
+        next_BK = next_labels(labels, inputs.get("segment_ids"))
+        hidden_BKD = reading.hidden[:, :-1]
         if output_losses:
             out.losses = self.reader.losses(hidden_BKD, next_BK)
             loss_sum = out.losses.sum()

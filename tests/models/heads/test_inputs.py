@@ -34,6 +34,18 @@ def test_documents_of_a_row_answer_as_if_alone():
         )
 
 
+def test_documents_do_not_predict_each_other():
+    torch.manual_seed(0)
+    local = {"attn_layers": ["local"], "is_decoder": True}
+    model = build_head(ReformerConfig.from_dict(SHAPES["reformer"] | local), "causal_lm").eval()
+    ids = inputs_for("reformer", "causal_lm")["input_ids"][:1]
+    segments = torch.tensor([[1] * 12 + [2] * 20])
+    packed = model(ids, segment_ids=segments, labels=ids).loss
+    first = ids.clone()
+    first[0, 12] = -100
+    assert torch.equal(packed, model(ids, segment_ids=segments, labels=first).loss)
+
+
 @pytest.mark.parametrize(
     ("task", "expected"),
     [
