@@ -93,7 +93,7 @@ CLASSIFIERS = [
 ]
 LABEL_KINDS = {
     "regression of one": (1, torch.tensor([0.3, -1.2]), None, "regression"),
-    "regression of three": (3, torch.randn(2, 3), "regression", "regression"),
+    "regression of three": (3, torch.arange(6.0).view(2, 3), "regression", "regression"),
     "single": (3, torch.tensor([2, 0]), None, "single_label_classification"),
     "single with one ignored": (3, torch.tensor([2, -100]), None, "single_label_classification"),
     "several": (3, torch.tensor([[1.0, 0, 1], [0, 0, 1]]), None, "multi_label_classification"),
