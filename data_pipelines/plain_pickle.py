@@ -18,12 +18,13 @@ from data_pipelines.errors import DataError
 _ADMITTED = {
     ("collections", "Counter"): Counter,
     ("collections", "OrderedDict"): OrderedDict,
-    **{
-        (module, kind.__name__): kind
-        for module in ("builtins", "__builtin__")
-        for kind in (dict, list, tuple, set, frozenset, str, int, float, bool, bytes)
-    },
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    ("__builtin__", "set"): set,
+    ("__builtin__", "frozenset"): frozenset,
 }
+"""Dictionaries, lists, tuples, strings and numbers need no name at all."""
+
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # of `torch.save` before 1.6
 _LEGACY_HEADER = 3  # pickles before the object: magic number, version, the machine
 
