@@ -50,6 +50,7 @@ VERB = Verb(
         "sequence_length": "tokens in a row",
         "tokens_per_step": "tokens in an optimizer step, over all processes",
         "trainer.max_steps": "optimizer steps of the run",
+        "phases": "parts with rows and windows of their own, see experiment=longformer_staged",
         "trainer.eval_every": "steps between evaluations, 0 for the end only",
         "trainer.log_every": "steps between logged rows",
         "trainer.micro_batch": "rows in one forward pass, 0 chooses",
