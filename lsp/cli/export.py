@@ -29,6 +29,10 @@ VERB = Verb(
             "lsp export run=checkpoints/first_run out=exported/first_run",
         ),
         (
+            "a causal or reversible Longformer or a Transformer-XL, with its model code",
+            "lsp export run=checkpoints/memory out=exported/memory",
+        ),
+        (
             "the best checkpoint, in half the space",
             "lsp export run=checkpoints/first_run checkpoint=best dtype=bf16",
         ),

@@ -30,6 +30,11 @@ VERB = Verb(
         ),
         ("a folder, for example an export", "lsp import from=exported/first_run"),
         (
+            "a published Transformer-XL",
+            "lsp import from=transfo-xl/transfo-xl-wt103 architecture=transformer_xl "
+            "out=checkpoints/wt103",
+        ),
+        (
             "a RoBERTa, made into a Longformer for longer rows",
             "lsp import from=FacebookAI/roberta-base architecture=longformer sequence_length=4096 "
             "out=checkpoints/long",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,12 @@ from lsp.training.optimizers import build_optimizers, set_learning_rate
 from tests.training.tiny import batch, longformer, reformer, transformer_xl
 
 ROWS = 4
-MODELS = {"reformer": reformer, "longformer": longformer, "transformer_xl": transformer_xl}
+MODELS = {
+    "reformer": reformer,
+    "longformer": longformer,
+    "longformer, reversible": partial(longformer, residual="reversible"),
+    "transformer_xl": transformer_xl,
+}
 
 # DeepSpeed's CPU optimizer asks each time it is made, and the answer takes a second.
 cpuinfo.get_cpu_info = cache(cpuinfo.get_cpu_info)
