@@ -110,8 +110,10 @@ def check_unchanged(config: RunConfig, step_dir: Path, parts: tuple[str, ...] = 
     state = read_state(step_dir)
     if state.get("imported_from") is not None and state["step"] == 0:
         return
-    before = flat(to_plain(read_yaml(step_dir / "config.yaml")))
-    now = flat(to_plain(config))
+    before, now = (
+        flat(_without_later_phases(to_plain(one), int(state.get("phase", 0))))
+        for one in (read_yaml(step_dir / "config.yaml"), config)
+    )
     changed = [
         key
         for key in sorted(before.keys() | now.keys())
@@ -124,6 +126,14 @@ def check_unchanged(config: RunConfig, step_dir: Path, parts: tuple[str, ...] = 
             f"run_name={config.run_name} is at step {state['step']} with another configuration: "
             f"{shown}{more}.\nGive the values it began with, or another run_name for a new run"
         )
+
+
+def _without_later_phases(plain: dict[str, Any], number: int) -> dict[str, Any]:
+    """A configuration without what is still to come: the end of a phase, and those after it."""
+    begun = [dict(phase) for phase in plain["phases"][: number + 1]]
+    for phase in begun[number:]:
+        del phase["steps"]
+    return plain | {"phases": begun}
 
 
 def load_snapshot(step_dir: Path, data_digest: str | None) -> Snapshot:

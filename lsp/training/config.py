@@ -91,7 +91,7 @@ class PhaseConfig:
     """A part of a run with rows and windows of its own (2004.05150, section 4.2).
 
     Attributes:
-        steps: Optimizer steps of the phase.
+        steps: Optimizer steps of the phase; can be changed until it is over, and phases added.
         sequence_length: Tokens in a row.
         attention_window: Of the Longformer: a number, or one for each layer; null leaves the
             architecture's.

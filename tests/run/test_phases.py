@@ -175,10 +175,23 @@ def test_a_finished_run_stays_as_it_is(whole: tuple[Path, Path]) -> None:
     assert read_rows(root / "whole" / "metrics.jsonl") == before
 
 
-def test_other_phases_are_another_run(whole: tuple[Path, Path]) -> None:
-    changed = [dict(PHASES[0], steps=4), *PHASES[1:]]
-    with pytest.raises(UserError, match="another configuration: phases was"):
+@pytest.mark.parametrize("number", [0, 2])
+def test_other_phases_are_another_run(whole: tuple[Path, Path], number: int) -> None:
+    """Those that are over, and the window of the one that the run is in."""
+    change = {0: {"steps": 4}, 2: {"attention_window": [32, 32]}}[number]
+    changed = [phase | (change if phase is PHASES[number] else {}) for phase in PHASES]
+    with pytest.raises(UserError, match=r"another configuration: .*was"):
         train(*typed(*whole, name="whole", phases=changed))
+
+
+def test_a_later_phase_can_be_added(whole: tuple[Path, Path]) -> None:
+    """The run of the phases that there are, and then one more."""
+    root, corpus = whole
+    assert train(*typed(root, corpus, name="grown", phases=[*PHASES[:1], PHASES[2]])) == DONE
+    shorter = [PHASES[0], dict(PHASES[2], steps=5), dict(PHASES[1], steps=1)]
+    assert train(*typed(root, corpus, name="grown", phases=shorter)) == DONE
+    rows = read_rows(root / "grown" / "metrics.jsonl")
+    assert [(row["step"], row["phase"]) for row in rows[-3:]] == [(7, 1), (8, 1), (9, 2)]
 
 
 @pytest.mark.parametrize(
