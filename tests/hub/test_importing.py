@@ -11,8 +11,11 @@ import transformers
 
 from lsp.core.errors import UserError
 from lsp.hub.importing import import_tokenizer, locate, read_published
+from lsp.hub.published import form_of
+from lsp.models.longformer import Longformer
 from lsp.models.reformer import Reformer
 from tests.hub.tiny import tiny_config, write_byte_tokenizer
+from tests.training.tiny import longformer
 
 
 def published_class(config):
@@ -55,6 +58,35 @@ def test_weights_are_those_published(tmp_path, form):
     ours = Reformer(published.config).eval()
     ours.load_state_dict(published.weights)
     ids = torch.arange(16)[None]
+    with torch.no_grad():
+        assert torch.allclose(ours.logits(ids), theirs(ids).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "shards", "pickle", "pickles"])
+def test_a_longformer_is_read_however_it_is_stored(tmp_path, form):
+    config = longformer().config
+    values = form_of(config).published_config(config, form_of(config))
+    torch.manual_seed(0)
+    theirs = transformers.LongformerForMaskedLM(transformers.LongformerConfig(**values)).eval()
+    theirs.save_pretrained(tmp_path, max_shard_size="10KB" if form == "shards" else "5GB")
+    if "pickle" in form:
+        # As in 2020: numbers of positions, and what is tied under both names.
+        state = theirs.state_dict()
+        state["longformer.embeddings.position_ids"] = torch.arange(66)[None]
+        (tmp_path / "model.safetensors").unlink()
+        if form == "pickle":
+            torch.save(state, tmp_path / "pytorch_model.bin")
+        else:
+            files = {n: f"pytorch_model-0000{1 + i % 2}-of-00002.bin" for i, n in enumerate(state)}
+            for file in set(files.values()):
+                torch.save({n: w for n, w in state.items() if files[n] == file}, tmp_path / file)
+            index = {"metadata": {}, "weight_map": files}
+            (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    published = read_published(tmp_path)
+    assert (published.architecture, published.objective) == ("longformer", "masked")
+    ours = Longformer(published.config).eval()
+    ours.load_state_dict(published.weights)
+    ids = torch.arange(4, 20)[None]
     with torch.no_grad():
         assert torch.allclose(ours.logits(ids), theirs(ids).logits, atol=1e-5)
 
