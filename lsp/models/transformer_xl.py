@@ -8,6 +8,7 @@ positions.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -36,6 +37,7 @@ from lsp.models.transformer_xl_config import (
 from lsp.models.transformer_xl_generation import TransformerXLCache
 from lsp.models.transformer_xl_generation import step as generation_step
 from lsp.models.transformer_xl_layers import DecoderAttention, Memo, TransformerXLLayer
+from lsp.models.transformer_xl_memory import Pass
 
 SEGMENTS = "segments"
 """Name, in a memory, of what says which of its positions the next row may see."""
@@ -382,9 +384,14 @@ class TransformerXL(LanguageModel):
 
     def _head_tiles(self, stream_BLD: torch.Tensor) -> int:
         rows, length, width = stream_BLD.shape
-        scores = self.config.sample_softmax + 1 if self.crit.sampler else self.crit.largest
         device = stream_BLD.device.type
-        return self.memory.head_tiles_for(rows, length, width, scores, device)
+        return self.memory.head_tiles_for(rows, length, width, self._head_scores, device)
+
+    @property
+    def _head_scores(self) -> int:
+        """The most scores of a position."""
+        # The drawn tokens are at most twice as many as asked for.
+        return 2 * self.config.sample_softmax + 1 if self.crit.sampler else self.crit.largest
 
     def hidden_states(
         self,
@@ -448,6 +455,36 @@ class TransformerXL(LanguageModel):
             plan[f"attention {number}"] = len(layer.dec_attn.tiles(stream_BLD))
             plan[f"feed_forward {number}"] = len(layer.pos_ff.tiles(stream_BLD))
         return plan
+
+    def activation_bytes(
+        self, rows: int, length: int, *, half: bool = False, memory: MemoryConfig | None = None
+    ) -> dict[str, int]:
+        own = dataclasses.replace(self.memory)
+        try:
+            # The layers share this object, and cut themselves up by it.
+            vars(self.memory).update(vars(memory.settled(RESIDUALS) if memory else own))
+            return self._pass(rows, length, half).activation_bytes()
+        finally:
+            vars(self.memory).update(vars(own))
+
+    def _pass(self, rows: int, length: int, half: bool) -> Pass:
+        stream_BLD = self._like_stream(rows, length)
+        layer = cast(TransformerXLLayer, self.transformer.layers[0])
+        return Pass(
+            self.config,
+            dataclasses.replace(self.memory),
+            self.transformer.mem_len,
+            rows,
+            length,
+            degree=self.transformer.exchange.degree,
+            attention_tiles=len(layer.dec_attn.tiles(stream_BLD)),
+            feed_forward_tiles=len(layer.pos_ff.tiles(stream_BLD)),
+            head_tiles=self._head_tiles(stream_BLD),
+            head_scores=self._head_scores,
+            device=stream_BLD.device,
+            stream=stream_BLD.element_size(),
+            product=2 if half else stream_BLD.element_size(),
+        )
 
 
 def _initialise(module: nn.Module, config: TransformerXLConfig) -> None:

@@ -31,7 +31,7 @@ from lsp.models.layers.chunked_attention import (
     without_autocast,
 )
 from lsp.models.layers.chunks import Workspace
-from lsp.models.layers.sight import CPU_QUERIES, GPU_QUERIES, Run, Sight, heads_at_once
+from lsp.models.layers.sight import Run, Sight, block_size
 
 Tensors = list[torch.Tensor | None]
 
@@ -108,7 +108,7 @@ class _Far:
         dtype, size = compute_dtype(r), r.shape[-1]
         self.scale = size**-0.5
         # A block looks past its last key as far as it is long; what is there is masked.
-        shape = (heads.stop - heads.start, self.keys + _block_length(work.device), size)
+        shape = (heads.stop - heads.start, self.keys + block_size(work.device).queries, size)
         self.r_TEH = work.take("distances", shape, r.dtype)
         self._spread(self.r_TEH, r[heads]).mul_(self.scale * LOG2E)
         self.w_T1H = None if w is None else w[heads, None].to(r.dtype)
@@ -433,7 +433,7 @@ def _groups(
     q_BNLH = inputs[0]
     assert q_BNLH is not None
     batch, num_heads = q_BNLH.shape[:2]
-    step = heads_at_once(work.device, num_heads)
+    step = block_size(work.device, num_heads).heads
 
     def rows(heads: slice, far: _Far | None) -> Iterator[tuple[int, slice, _Heads]]:
         for row in range(batch):
@@ -492,7 +492,3 @@ def _add_product(
         out.baddbmm_(left, right)
     else:
         out.add_(torch.bmm(left, right, out=work.take("product", tuple(out.shape), left.dtype)))
-
-
-def _block_length(device: torch.device) -> int:
-    return CPU_QUERIES if device.type == "cpu" else GPU_QUERIES

@@ -23,6 +23,39 @@ GPU_KEYS = 4096
 
 
 @dataclass(frozen=True)
+class BlockSize:
+    """How much is computed together, at most.
+
+    Attributes:
+        heads: Of a row.
+        queries: Of each.
+        keys: That each of them meets.
+    """
+
+    heads: int
+    queries: int
+    keys: int
+
+
+def block_size(device: torch.device, heads: int = 1) -> BlockSize:
+    """What fits a core's cache, one head at a time; on a GPU what a fixed budget holds."""
+    if device.type == "cpu":
+        return BlockSize(1, CPU_QUERIES, CPU_BLOCK // CPU_QUERIES)
+    together = GPU_BLOCK // (GPU_QUERIES * GPU_KEYS)
+    return BlockSize(max(1, min(heads, together)), GPU_QUERIES, GPU_KEYS)
+
+
+def largest_block(
+    length: int, memory: int, reach: int | None, heads: int, device: torch.device
+) -> BlockSize:
+    """The largest block of a pass."""
+    size = block_size(device, heads)
+    queries = min(size.queries, length)
+    keys = memory + length if reach is None else min(memory + length, reach + queries)
+    return BlockSize(size.heads, queries, min(size.keys, keys))
+
+
+@dataclass(frozen=True)
 class Run:
     """A block of queries and the keys that they see.
 
@@ -81,20 +114,13 @@ def make_sight(
         document_BE: (B, E) document of each key, -1 for what nobody sees; None where all are of
             one.
     """
-    on_cpu = device.type == "cpu"
-    queries = CPU_QUERIES if on_cpu else GPU_QUERIES
-    keys = CPU_BLOCK // CPU_QUERIES if on_cpu else GPU_KEYS
-    cut = partial(_runs, length, memory, reach, queries, keys)
+    size = block_size(device)
+    cut = partial(_runs, length, memory, reach, size.queries, size.keys)
     if document_BE is None:
         return Sight(length, memory, reach, None, (cut(None),))
     # The one time that a GPU is waited for, in a pass.
     rows = tuple(cut(document_E) for document_E in document_BE.cpu().numpy())
     return Sight(length, memory, reach, document_BE, rows)
-
-
-def heads_at_once(device: torch.device, heads: int) -> int:
-    """How many heads are computed together: one on a CPU, else what a fixed budget holds."""
-    return 1 if device.type == "cpu" else max(1, min(heads, GPU_BLOCK // (GPU_QUERIES * GPU_KEYS)))
 
 
 def _runs(
