@@ -26,7 +26,7 @@ from lsp.core.seeding import seed_everything
 from lsp.core.versions import versions
 from lsp.models import registry
 from lsp.parallel.config import ParallelismConfig
-from lsp.parallel.runtime import Runtime, check_precision, runtime
+from lsp.parallel.runtime import Runtime, check_precision, choose_device, runtime
 from lsp.run.build import build_model
 from lsp.run.config import RunConfig
 from lsp.run.phases import check_each, each_phase
@@ -34,6 +34,7 @@ from lsp.run.validate import validate_data
 from lsp.verify.cells import DEGREES, Cell, all_cells, certify_cells, record
 from lsp.verify.certify import certify
 from lsp.verify.mixing import CARRIED, CHOICE, KEPT_APART, Mixing
+from lsp.verify.variants import HEADS
 
 START_METHOD = "spawn"
 VOCABULARY = 1024
@@ -53,6 +54,12 @@ def run_verify(config: RunConfig) -> int:
     runs = [] if everything else _completed(config)
     degrees: Sequence[int] = [config.parallelism.sequence]
     if everything:
+        require(
+            HEADS % processes == 0,
+            f"{processes} processes were started, and rows of the tiny models can be shared by as "
+            f"many as divide their {HEADS} heads: start one, which starts what it needs, or "
+            f"{HEADS}",
+        )
         degrees = DEGREES if processes == 1 else [processes]
     device = config.parallelism.device
     found = [entry for degree in degrees for entry in _at_degree(runs, degree, device)]
@@ -132,7 +139,9 @@ def _at_degree(runs: list[RunConfig], degree: int, device: str) -> Records:
     parallelism = ParallelismConfig(
         strategy="single" if degree == 1 else "ddp", sequence=degree, device=device
     )
-    if degree == world_size() or degree == 1:
+    for run in runs:  # before processes are started for what cannot work
+        check_precision(run.precision, choose_device(parallelism))
+    if degree in (1, world_size()):
         return _certify(runs, parallelism)
     with tempfile.TemporaryDirectory(prefix="lsp-verify-") as folder:
         threads = max(1, torch.get_num_threads() // degree)
@@ -178,7 +187,6 @@ def _certify(runs: list[RunConfig], parallelism: ParallelismConfig) -> Records:
 
 
 def _certify_run(config: RunConfig, place: Runtime) -> dict[str, Any]:
-    check_precision(config.precision, place.device)
     seed_everything(config.seed)
     found = certify(
         build_model(config).to(place.device),

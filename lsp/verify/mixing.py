@@ -78,7 +78,7 @@ class Mixing:
             0 is padding.
         leaks: What must not be.
         unseen: What must be seen and is not.
-        finite: Whether the scores are numbers; nothing can be said of others.
+        unclear: Why nothing can be said; None where something can.
     """
 
     length: int
@@ -88,7 +88,7 @@ class Mixing:
     reaches: dict[str, dict[tuple[int, int], bool]] = field(default_factory=dict)
     leaks: list[Leak] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
-    finite: bool = True
+    unclear: str | None = None
 
     @property
     def holds(self) -> bool:
@@ -98,7 +98,7 @@ class Mixing:
     @property
     def problems(self) -> list[str]:
         """In words, what is not."""
-        unclear = [] if self.finite else ["the scores are not finite: nothing can be said of them"]
+        unclear = [] if self.unclear is None else [self.unclear]
         return [*map(str, self.leaks), *self.unseen, *unclear]
 
     def __str__(self) -> str:
@@ -159,8 +159,8 @@ def examine(
             return make_rows(kinds, length, vocab_size, device, seed)
 
         probe = probe_of(rows_of(packed))
-        found.finite = probe.finite
-        if not found.finite:
+        found.unclear = probe.unclear
+        if found.unclear is not None:
             return found
         _examine_documents(found, probe)
         if timed is not packed:

@@ -62,10 +62,16 @@ class Probe:
         return self.scores()
 
     @property
-    def finite(self) -> bool:
-        """Whether all of them are numbers, on every process."""
-        finite_Bl = self.base.isfinite().all(-1).long()
-        return bool(self.exchange.whole(finite_Bl).all())
+    def unclear(self) -> str | None:
+        """Why nothing can be said of the scores, on any process; None where something can."""
+        if not self._everywhere(self.base.isfinite()):
+            return "the scores are not finite: nothing can be said of them"
+        if not self._everywhere(self.scores() == self.base):
+            return "the same tokens give other scores each time: nothing can be said of changes"
+        return None
+
+    def _everywhere(self, holds_BlV: torch.Tensor) -> bool:
+        return bool(self.exchange.whole(holds_BlV.all(-1).long()).all())
 
     def scores(self, where_BL: torch.Tensor | None = None) -> torch.Tensor:
         """Scores of the positions that are here: (B, L / degree, V).

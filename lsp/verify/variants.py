@@ -9,8 +9,8 @@ from lsp.models import registry
 from lsp.models.interface import LanguageModel
 from lsp.models.memory import MemoryConfig
 
-LENGTH, VOCABULARY = 64, 64
-"""What a process holds of a row: some chunks of every kind."""
+LENGTH, VOCABULARY, HEADS = 64, 64, 4
+"""What a process holds of a row, some chunks of every kind; tokens; heads of attention."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "reformer": {
         "hidden_size": 32,
         "feed_forward_size": 48,
-        "num_attention_heads": 4,
+        "num_attention_heads": HEADS,
         "attention_head_size": 8,
         "local_attn_chunk_length": 16,
         "lsh_attn_chunk_length": 16,
@@ -48,7 +48,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 2,
-        "num_attention_heads": 4,
+        "num_attention_heads": HEADS,
         "attention_window": 16,
     },
     "transformer_xl": {
@@ -56,7 +56,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "d_embed": 32,
         "d_inner": 48,
         "n_layer": 2,
-        "n_head": 4,
+        "n_head": HEADS,
         "d_head": 8,
         "mem_len": 64,
         "clamp_len": -1,

@@ -157,6 +157,17 @@ def test_scores_that_are_no_numbers():
     assert not found.leaks
 
 
+def test_scores_that_are_others_each_time():
+    model, steps = sound(), iter(range(1, 10**6))
+    logits = model.logits
+    model.logits = lambda *words: logits(*words) + next(steps)  # type: ignore[method-assign]
+    found = examined(model)
+    assert not found.leaks
+    assert found.problems == [
+        "the same tokens give other scores each time: nothing can be said of changes"
+    ]
+
+
 def test_a_model_that_does_not_keep_documents_apart():
     found = examined(without_documents(0), apart=False, quick=False)
     assert found.holds, found.problems

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -33,6 +35,25 @@ def test_holds(variant: Variant, objective: str):
     across = variant.values.get("memory_across_documents", False)
     assert found.documents == ("together" if across else "apart")
     assert (found.memory is not None) == registry.get(variant.architecture).remembers
+
+
+@pytest.mark.parametrize("quick", [True, False], ids=["quick", "whole"])
+def test_a_memory_that_every_first_document_sees(quick: bool, monkeypatch: pytest.MonkeyPatch):
+    (variant,) = (v for v in VARIANTS if v.attention == "absolute")
+    torch.manual_seed(0)
+    model: Any = build(variant, causal=True, residual="stored")
+    documents_of = model.transformer._documents
+
+    def generous(ids_BL: torch.Tensor, *others: Any) -> torch.Tensor:
+        document_BE = documents_of(ids_BL, *others)
+        document_BE[:, : -ids_BL.shape[1]] = 0  # the number of the row's first document
+        return document_BE
+
+    monkeypatch.setattr(model.transformer, "_documents", generous)
+    found = certify(model, sequence_length=LENGTH, causal=True, quick=quick)
+    assert [(leak.what, leak.source) for leak in found.leaks] == [
+        ("values", "the memory of others")
+    ]
 
 
 def test_hashing_with_a_row_of_many_chunks_is_said_to_choose():
