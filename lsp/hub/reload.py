@@ -143,9 +143,13 @@ def largest_difference(
 
 
 def generation_complaints(model: Any, prompt: torch.Tensor, count: int) -> list[str]:
-    """Whether `generate` continues a prompt."""
+    """Whether `generate` continues a prompt, given what tokenizers give with it."""
     out = model.float().generate(
-        prompt, max_new_tokens=count, min_new_tokens=count, do_sample=False
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=count,
+        min_new_tokens=count,
+        do_sample=False,
     )
     added = out.shape[1] - prompt.shape[1]
     return [] if added == count else [f"generate gave {added} tokens instead of {count}"]

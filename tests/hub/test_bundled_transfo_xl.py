@@ -118,6 +118,7 @@ def test_generation_with_a_memory_is_generation_without(kind: str):
     prompt = token_ids(2, 12)
     options: dict[str, Any] = {"max_new_tokens": 30, "min_new_tokens": 30, "do_sample": False}
     options |= {"return_dict_in_generate": True, "output_logits": True}
+    options |= {"attention_mask": torch.ones_like(prompt)}  # as tokenizers give it
     remembered, plain = (theirs.generate(prompt, use_cache=use, **options) for use in (True, False))
     assert torch.equal(remembered.sequences, plain.sequences)
     for one, other in zip(remembered.logits, plain.logits, strict=True):

@@ -353,6 +353,7 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
         self,
         input_ids: torch.Tensor | None = None,
         mems: list[torch.Tensor] | None = None,
+        attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -364,6 +365,7 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
         Args:
             input_ids: (B, L) token ids.
             mems: What the call for the tokens before gave; None for the beginning of a text.
+            attention_mask: (B, L) 0 for padding, which can only be on the right.
             inputs_embeds: (B, L, D) in the place of `input_ids`.
             output_attentions: Whether to give attention weights.
             output_hidden_states: Whether to give hidden states after each layer.
@@ -371,7 +373,7 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
             kwargs: What other models take, and this one does not read.
         """
         config = self.config
-        mask = kwargs.get("attention_mask")
+        mask = attention_mask
         if mask is not None and bool((mask[:, 1:] > mask[:, :-1]).any()):
             raise ValueError("attention_mask: rows can be padded on the right alone")
         if (input_ids is None) == (inputs_embeds is None):
@@ -448,6 +450,7 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
         self,
         input_ids: torch.Tensor | None = None,
         mems: list[torch.Tensor] | None = None,
+        attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         return_dict: bool | None = None,
@@ -458,13 +461,14 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
         Args:
             input_ids: (B, L) token ids.
             mems: What the call for the tokens before gave.
+            attention_mask: See there.
             labels: (B, L) the input ids, which are shifted here; -100 to leave out.
             logits_to_keep: Scores are given of so many last positions, or of those in it; 0 for
                 all.
             return_dict: False for a tuple.
             kwargs: See there.
         """
-        out = self.transformer(input_ids, mems, return_dict=True, **kwargs)
+        out = self.transformer(input_ids, mems, attention_mask, return_dict=True, **kwargs)
         loss = losses = scores = None
         if labels is not None:
             hidden = out.last_hidden_state[:, :-1]
@@ -520,12 +524,13 @@ class TransfoXLForSequenceClassification(TransfoXLPreTrainedModel):
         self,
         input_ids: torch.Tensor | None = None,
         mems: list[torch.Tensor] | None = None,
+        attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> Any:
         """See `TransfoXLModel.forward`; `labels` are (B,), or (B, num_labels) for several each."""
-        out = self.transformer(input_ids, mems, return_dict=True, **kwargs)
+        out = self.transformer(input_ids, mems, attention_mask, return_dict=True, **kwargs)
         hidden, padding = out.last_hidden_state, self.config.pad_token_id
         if padding is None and len(hidden) > 1:
             raise ValueError("pad_token_id is not set: classify one row at a time")
