@@ -223,7 +223,7 @@ class Architecture:
     """One row of the registry.
 
     Attributes:
-        name: Value of `architecture=`, which is also the published `model_type`.
+        name: Value of `architecture=`; `lsp.hub` knows what published files call it.
         config_class: Dataclass with the field names of the published `config.json`.
         build: `build(config, memory=None)` makes the model, with fresh weights, from its config
             and a `MemoryConfig`.

@@ -120,10 +120,12 @@ def give_waiting(
 class _Giving(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(*weights)
+        # Where weights are sharded, they are not whole any more when the gradient comes.
+        ctx.shapes = [(weight.shape, weight.dtype) for weight in weights]
         return x.view_as(x)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return grad, *(torch.zeros_like(weight) for weight in ctx.saved_tensors)
+        zeros = (torch.zeros(s, dtype=dtype, device=grad.device) for s, dtype in ctx.shapes)
+        return grad, *zeros
