@@ -17,7 +17,7 @@ from lsp.core.exit_codes import DONE
 from lsp.tracking.tracker import read_rows
 from tests.distributed.spawn import environment, free_port
 from tests.processes import Session
-from tests.run.tiny import REMEMBERING, tensors, words, write_corpus
+from tests.run.tiny import LONGFORMER, REMEMBERING, tensors, words, write_corpus
 
 ROWS, LENGTH = 12, 128  # rows that 1, 2, 3 and 4 processes can share
 LENGTHS = (f"tokens_per_step={ROWS * LENGTH}", f"sequence_length={LENGTH}")
@@ -164,14 +164,17 @@ def test_two_then_three_then_one(tmp_path, corpus, sharded):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "degree"),
-    [("zero2", 1), pytest.param("ddp", 2, marks=pytest.mark.slow)],
-    ids=["whole rows", "shared positions"],
+    ("model", "strategy", "degree"),
+    [
+        pytest.param(REMEMBERING, "zero2", 1, id="memory"),
+        pytest.param(REMEMBERING, "ddp", 2, id="memory-shared", marks=pytest.mark.slow),
+        pytest.param(LONGFORMER, "zero3", 1, id="longformer", marks=pytest.mark.slow),
+    ],
 )
-def test_lanes_go_to_two_processes_and_back(tmp_path, corpus, strategy, degree):
-    """What a Transformer-XL remembers is found again by whoever reads on."""
+def test_one_then_two_then_one(tmp_path, corpus, model, strategy, degree):
+    """Also what a Transformer-XL remembers is found again by whoever reads on."""
     overrides = (
-        *(word for word in REMEMBERING if "drop" not in word),  # masks are those of a micro-batch
+        *(word for word in model if "drop" not in word),  # masks are those of a micro-batch
         *LENGTHS,
         "checkpoint.every=3",  # step 8 ends an epoch, after which nothing is remembered
     )
@@ -180,7 +183,8 @@ def test_lanes_go_to_two_processes_and_back(tmp_path, corpus, strategy, degree):
     two = Training(tmp_path / "two", corpus, strategy, 2, whole, step=3, overrides=shared).wait()
     assert_continues(two, whole)
     written = {path.name for path in (two.run / "step-00000006").glob("memory-*")}
-    assert written == {f"memory-{rank:05d}.safetensors" for rank in range(2 // degree)}
+    writers = range(2 // degree) if model is REMEMBERING else ()
+    assert written == {f"memory-{rank:05d}.safetensors" for rank in writers}
     one = Training(tmp_path / "one", corpus, "ddp", 1, two, step=6, overrides=overrides).wait()
     assert_continues(one, whole)
 

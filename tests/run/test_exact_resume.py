@@ -16,7 +16,7 @@ from lsp.run.compose import load_train_config
 from lsp.tracking.tracker import read_rows
 from lsp.training.trainer import Trainer
 from tests.processes import Session
-from tests.run.tiny import REMEMBERING, assert_same_run, curve, words
+from tests.run.tiny import LONGFORMER, REMEMBERING, assert_same_run, curve, words
 
 DROPOUT = [
     "architecture.hidden_dropout_prob=0.1",
@@ -172,6 +172,9 @@ def slow_disk() -> None:
         pytest.param(["trainer.log_every=1", *DROPOUT], id="causal"),
         pytest.param(
             [*REMEMBERING, "trainer.micro_batch=16"], id="remembering", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            [*LONGFORMER, "trainer.micro_batch=2"], id="longformer", marks=pytest.mark.slow
         ),
         pytest.param(
             ["trainer.log_every=3", "objective=masked", "optimizer=muon", *DROPOUT],

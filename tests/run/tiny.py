@@ -14,6 +14,24 @@ from lsp.tracking.tracker import read_rows
 
 TEXT = "reversible layers keep two streams and give back what they were given def return 0 1"
 
+LONGFORMER = [
+    "experiment=",
+    "architecture=longformer",
+    "objective=masked",
+    "architecture.hidden_size=32",
+    "architecture.num_hidden_layers=2",
+    "architecture.num_attention_heads=2",
+    "architecture.intermediate_size=48",
+    "architecture.attention_window=32",
+    "architecture.global_tokens=1",
+    "architecture.hidden_dropout_prob=0.1",
+    "architecture.attention_probs_dropout_prob=0.1",
+    "sequence_length=128",
+    "schedule.warmup_steps=2",
+    "trainer.eval_rows=8",
+]
+"""A tiny model with global tokens."""
+
 REMEMBERING = [
     "experiment=",
     "architecture=transformer_xl",
