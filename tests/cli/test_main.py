@@ -47,7 +47,7 @@ def test_version(capsys):
     [
         ("trian", "did you mean 'train'?"),
         ("imports", "did you mean 'import'?"),
-        ("verify", "verify is not a verb"),
+        ("plan", "plan is not a verb"),
         ("plan", "plan is not a verb"),
         ("run_name=x", "run_name=x is not a verb"),
         ("--cfg", "a verb comes first"),
