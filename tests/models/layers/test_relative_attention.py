@@ -62,7 +62,7 @@ def attend(inputs, options, length, memory, *, reach=None, document_BE=None, **d
 @pytest.mark.parametrize("shape", SHAPES)
 def test_is_its_plain_twin(monkeypatch, shape, kind, reach, packed):
     if shape == "long" and kind == "relative":
-        monkeypatch.setattr(sight, "CPU_BLOCK", 64 * 40)  # in parts of 40 keys
+        monkeypatch.setattr(sight, "CPU_BLOCK", 128 * 40)  # in parts of 40 keys
     length, memory = SHAPES[shape]
     inputs, options, leaves = make(length, memory, kind, known=3 if packed else 500)
     document_BE = documents(length + memory) if packed else None
@@ -145,7 +145,7 @@ def test_bfloat16_is_close_to_the_same_numbers_in_fp64():
 
 
 def test_no_scores_of_all_queries_exist():
-    length, memory = 1000, 1000
+    length, memory = 1500, 500
     inputs, options, leaves = make(length, memory, known=2000, dtype=torch.float32)
     with LargestTensor() as watch:
         with_gradients(attend(inputs, options, length, memory), leaves)
