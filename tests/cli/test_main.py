@@ -48,7 +48,6 @@ def test_version(capsys):
         ("trian", "did you mean 'train'?"),
         ("imports", "did you mean 'import'?"),
         ("plan", "plan is not a verb"),
-        ("plan", "plan is not a verb"),
         ("run_name=x", "run_name=x is not a verb"),
         ("--cfg", "a verb comes first"),
     ],
