@@ -64,6 +64,7 @@ def launch(tmp_path: Path):
         ("0 76,0 1", 1, 1),
         ("0 75,0 2", 1, 2),
         ("0 3,0 3", 1, 3),
+        ("0 4,0 76", 1, 4),
         ("0 130,0 75", 1, 130),
         # One never said anything: it was killed.
         ("", 1, 76),
