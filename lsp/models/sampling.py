@@ -130,12 +130,13 @@ def generate_ids(
 
     With a cache the scores are those of a pass over the whole text, but for layers of LSH attention
     over more than a chunk (and of local attention to more chunks before than the text has, which
-    as published repeats the text). In such a pass every token takes a place in the sorted order, the last
-    one too, and so moves others into the next chunk: which keys an *earlier* token sees depends on
-    it, and so do that token's states in the layers above. A cache keeps those states as they were
-    when they were computed, as the published one does; to be equal, it would have to compute all
-    of them again for every token, which is what `cache=False` does. A Transformer-XL remembers
-    `mem_len` tokens: beyond them a pass over the whole text sees more, unless `same_length`.
+    as published repeats the text). In such a pass every token takes a place in the sorted order,
+    the last one too, and so moves others into the next chunk: which keys an *earlier* token sees
+    depends on it, and so do that token's states in the layers above. A cache keeps those states as
+    they were when they were computed, as the published one does; to be equal, it would have to
+    compute all of them again for every token, which is what `cache=False` does. A Transformer-XL
+    remembers `mem_len` tokens: beyond them a pass over the whole text sees more, unless
+    `same_length`.
 
     Args:
         model: A causal model in evaluation mode, a `Generator`.
