@@ -27,7 +27,8 @@ class HeadLinear(nn.Linear):
 
         The shares of all inputs add up to the whole: the bias is in that of the first.
         """
-        weight, bias = self.weight, self.bias
+        weight: torch.Tensor = self.weight
+        bias: torch.Tensor | None = self.bias
         if rows is not None:
             weight, bias = weight[rows], None if bias is None else bias[rows]
         if columns is not None:
