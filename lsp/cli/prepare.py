@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def run(config: RunConfig) -> int:
     """Refuses lengths that do not fit the architecture, then prepares."""
-    from lsp.run.build import prepare_data
+    from lsp.run.parts import prepare_data
     from lsp.run.phases import check_each, each_phase
     from lsp.run.validate import validate_data
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
-import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from data_pipelines.manifest import content_digest
-from data_pipelines.prepare import PreparedData, prepare
-from lsp.checkpointing.files import write_text
+from data_pipelines.prepare import PreparedData
 from lsp.checkpointing.snapshot import Snapshot, TrainState
 from lsp.checkpointing.store import CheckpointStore
 from lsp.core import ranks
@@ -23,7 +19,7 @@ from lsp.core.errors import UserError
 from lsp.core.exit_codes import DONE, USER_ERROR
 from lsp.core.ranks import leave_quietly, local_rank
 from lsp.core.seeding import seed_everything
-from lsp.data.batches import BatchMaker, EvaluationBatches, Share, TrainingBatches
+from lsp.data.batches import EvaluationBatches, Share, TrainingBatches
 from lsp.data.objectives import Vocabulary
 from lsp.models import registry
 from lsp.models.interface import LanguageModel
@@ -41,6 +37,15 @@ from lsp.run import phases
 from lsp.run.certify import certify_start
 from lsp.run.compose import save_yaml, to_plain
 from lsp.run.config import RunConfig
+from lsp.run.folder import only_one, write_run_files
+from lsp.run.parts import (
+    batch_maker,
+    build_model,
+    bytes_per_token,
+    complete_architecture,
+    load_weights,
+    prepare_data,
+)
 from lsp.run.phases import Session
 from lsp.run.preflight import agree_on_folder, agree_on_plan, agree_on_start, agree_on_steps
 from lsp.run.resume import (
@@ -74,7 +79,7 @@ def run_training(config: RunConfig) -> int:
     with watchdog.contact(), runtime(config.parallelism) as place, stop_requests() as stop:
         agree_on_start(config, place)
         check_precision(config.precision, place.device)
-        with _only_one(config.run_dir):
+        with only_one(config.run_dir):
             agree_on_folder(config)
             watchdog.clear()
             session = _first_session(config)
@@ -151,7 +156,7 @@ def build_trainer(
     share = plan_share(config, place)
     parts = together(lambda: _parts(session, prepared, share))
     chosen = _decide_strategy(config, parts.model, share, place)
-    main_process_only(lambda: _write_run_files(config, prepared, fresh=step_dir is None))
+    main_process_only(lambda: write_run_files(config, prepared, fresh=step_dir is None))
 
     snapshot = parts.snapshot
     state = session.state or (snapshot.state if snapshot is not None else TrainState())
@@ -231,76 +236,6 @@ def build_trainer(
 
 def _memory_explained(needs: Needs, watchdog: Watchdog) -> AbstractContextManager[None]:
     return explained(needs, lambda: watchdog.doing, lambda: watchdog.first_to_tell("out-of-memory"))
-
-
-def prepare_data(config: RunConfig) -> PreparedData:
-    """Prepares the corpus of a run, or finds it prepared."""
-    architecture = registry.get(registry.name_of(config.architecture))
-    return prepare(
-        config.data,
-        config.tokenizer,
-        config.packing,
-        sequence_length=config.sequence_length,
-        length_multiple=architecture.length_multiple(config.architecture),
-        seed=config.seed,
-    )
-
-
-def complete_architecture(config: RunConfig, prepared: PreparedData) -> Vocabulary:
-    """Fills in what the architecture's config leaves to the run, in place."""
-    vocabulary = vocabulary_of(prepared)
-    architecture = registry.get(registry.name_of(config.architecture))
-    special = prepared.manifest["tokenizer"]["special_ids"]
-    config.architecture = architecture.resolve(
-        config.architecture,
-        vocab_size=vocabulary.size,
-        pad_token_id=special.get("pad"),
-        eos_token_id=special.get("eos"),
-        sequence_length=config.longest_row,
-        causal=config.objective.name == "causal",
-    )
-    return vocabulary
-
-
-def vocabulary_of(prepared: PreparedData) -> Vocabulary:
-    """What objectives need to know of the tokenizer."""
-    special = prepared.manifest["tokenizer"]["special_ids"]
-    return Vocabulary(
-        size=prepared.manifest["tokenizer"]["vocab_size"],
-        mask_id=special.get("mask"),
-        special_ids=frozenset(i for i in special.values() if i is not None),
-    )
-
-
-def bytes_per_token(prepared: PreparedData, split: str) -> float:
-    """Bytes of text behind a token of the split, to turn nats per token into bits per byte."""
-    counts = prepared.manifest["splits"][split]
-    return counts["bytes"] / max(1, counts["tokens"])
-
-
-def build_model(config: RunConfig) -> LanguageModel:
-    """The model with fresh weights from the global generator."""
-    architecture = registry.get(registry.name_of(config.architecture))
-    return architecture.build(config.architecture, config.memory)
-
-
-def load_weights(model: LanguageModel, weights: Mapping[str, torch.Tensor], origin: Path) -> None:
-    """Sets a model's weights, which may be read one at a time.
-
-    Raises:
-        UserError: If names or shapes differ, naming the first.
-    """
-    own = model.state_dict()
-    for name in sorted(own.keys() ^ weights.keys()):
-        where = "the checkpoint" if name not in weights else "the model"
-        raise UserError(f"{origin}: {name} is missing from {where}")
-    for name, value in weights.items():
-        if own[name].shape != value.shape:
-            raise UserError(
-                f"{origin}: {name} has shape {tuple(value.shape)}, the model needs "
-                f"{tuple(own[name].shape)}"
-            )
-        own[name].copy_(value)
 
 
 def plan_share(config: RunConfig, place: Runtime) -> Share:
@@ -386,56 +321,6 @@ def _parts(session: Session, prepared: PreparedData, share: Share) -> _Parts:
     )
 
 
-@contextmanager
-def _only_one(run_dir: Path) -> Iterator[None]:
-    """Keeps two trainings out of one run's folder.
-
-    Raises:
-        UserError: If another process is training there, or the folder cannot be made.
-    """
-    lock = main_process_only(lambda: _lock(run_dir))
-    try:
-        yield
-    finally:
-        if lock is not None:
-            lock.close()
-
-
-def _lock(run_dir: Path) -> IO[str]:
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = (run_dir / ".lock").open("w")
-    except OSError as error:
-        raise UserError(
-            f"checkpoint.root: {run_dir} cannot be written ({error.strerror}); "
-            "name a folder that can"
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise UserError(
-            f"another process is training in {run_dir}; wait for it, or choose another run_name"
-        ) from error
-    except OSError:  # some network file systems have no locks
-        print(f"lsp: {run_dir} cannot be locked; train there with one command", file=sys.stderr)
-    return lock
-
-
-def _write_run_files(config: RunConfig, prepared: PreparedData, *, fresh: bool) -> None:
-    write_text(config.run_dir / "config.yaml", save_yaml(config))
-    tokenizer = config.run_dir / "tokenizer"
-    if config.phase:
-        phases.check_same_tokenizer(tokenizer, prepared.tokenizer_path)
-    if fresh and tokenizer.exists():  # of a start that never came to a checkpoint
-        shutil.rmtree(tokenizer)
-    if not tokenizer.exists():
-        aside = config.run_dir / ".tokenizer.aside"
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(prepared.tokenizer_path, aside)
-        aside.rename(tokenizer)
-
-
 def _finish(config: RunConfig, prepared: PreparedData, *, done: bool) -> None:
     from lsp.run.finish import finish
 
@@ -444,20 +329,6 @@ def _finish(config: RunConfig, prepared: PreparedData, *, done: bool) -> None:
     except OSError as error:
         # The run itself is safe, and its exit code is what launchers decide by.
         print(f"lsp: {error.filename or 'loss.png'}: {error.strerror}", file=sys.stderr)
-
-
-def batch_maker(
-    config: RunConfig, prepared: PreparedData, split: str, vocabulary: Vocabulary
-) -> BatchMaker:
-    """Makes batches of a split, in the order in which the architecture is to read them."""
-    architecture = registry.get(registry.name_of(config.architecture))
-    return BatchMaker(
-        prepared.split(split),
-        config.objective,
-        vocabulary,
-        config.seed,
-        contiguous=config.trainer.contiguous(architecture.remembers),
-    )
 
 
 def _validation(

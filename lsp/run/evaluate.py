@@ -15,9 +15,9 @@ from lsp.data.batches import EvaluationBatches, Share
 from lsp.evaluation.plots import plot_reports
 from lsp.evaluation.position import PositionMeter
 from lsp.evaluation.tables import print_report, print_summary
-from lsp.run.build import batch_maker, bytes_per_token, vocabulary_of
 from lsp.run.config import EvaluateConfig
 from lsp.run.load import LoadedRun, load_run
+from lsp.run.parts import batch_maker, bytes_per_token, vocabulary_of
 from lsp.run.reports import REPORTS
 from lsp.run.subject import Subject, open_subject, progress_of
 from lsp.training.evaluation import evaluate

@@ -22,9 +22,9 @@ from lsp.hub.lengthening import read_lengthened
 from lsp.hub.published import read_published_config
 from lsp.models import longformer_config, registry, roberta_conversion
 from lsp.models.transformer_xl_config import UNLIMITED
-from lsp.run.build import build_model
 from lsp.run.compose import load_train_config, save_yaml
 from lsp.run.config import LENGTHENING, ImportConfig, RunConfig
+from lsp.run.parts import build_model
 
 
 def run_import(config: ImportConfig) -> int:

@@ -8,9 +8,9 @@ from pathlib import Path
 from lsp.checkpointing.store import CheckpointStore, read_state, read_weights
 from lsp.core.errors import UserError
 from lsp.models.interface import LanguageModel
-from lsp.run.build import build_model, load_weights
 from lsp.run.compose import read_yaml
 from lsp.run.config import RunConfig
+from lsp.run.parts import build_model, load_weights
 
 
 @dataclass(frozen=True)

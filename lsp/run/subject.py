@@ -20,9 +20,9 @@ from lsp.evaluation.figures import Units
 from lsp.models import registry
 from lsp.models.interface import Architecture, LanguageModel
 from lsp.parallel.runtime import choose_device
-from lsp.run.build import bytes_per_token, prepare_data
 from lsp.run.config import RunConfig
 from lsp.run.load import LoadedRun
+from lsp.run.parts import bytes_per_token, prepare_data
 
 
 @dataclass(frozen=True)

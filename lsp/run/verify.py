@@ -27,8 +27,8 @@ from lsp.core.versions import versions
 from lsp.models import registry
 from lsp.parallel.config import ParallelismConfig
 from lsp.parallel.runtime import Runtime, check_precision, choose_device, runtime
-from lsp.run.build import build_model
 from lsp.run.config import RunConfig
+from lsp.run.parts import build_model
 from lsp.run.phases import check_each, each_phase
 from lsp.run.validate import validate_data
 from lsp.verify.cells import DEGREES, Cell, all_cells, certify_cells, record

@@ -15,9 +15,9 @@ from lsp.checkpointing.snapshot import TrainState
 from lsp.checkpointing.store import CheckpointStore, write_state
 from lsp.core.versions import versions
 from lsp.models.interface import LanguageModel
-from lsp.run.build import build_model, complete_architecture, prepare_data
 from lsp.run.compose import load_train_config, save_yaml
 from lsp.run.config import RunConfig
+from lsp.run.parts import build_model, complete_architecture, prepare_data
 
 
 def write_text_corpus(folder: Path) -> None:

@@ -9,10 +9,10 @@ import torch
 from lsp.core.errors import UserError
 from lsp.core.exit_codes import DONE
 from lsp.data.batches import BatchMaker, EvaluationBatches, Share
-from lsp.run.build import bytes_per_token, vocabulary_of
 from lsp.run.config import EvaluateConfig
 from lsp.run.evaluate import measure, run_evaluate
 from lsp.run.load import load_run
+from lsp.run.parts import bytes_per_token, vocabulary_of
 from lsp.run.reports import REPORTS as REPORTS_BY_KEY
 from tests.run.small_run import make_run
 
