@@ -13,8 +13,9 @@ from collections.abc import Mapping
 import torch
 
 from lsp.models.published_weights import check_weights
-from lsp.models.transformer_xl import WAVELENGTH, TransformerXL
+from lsp.models.transformer_xl import TransformerXL
 from lsp.models.transformer_xl_config import TransformerXLConfig
+from lsp.models.transformer_xl_stack import WAVELENGTH
 
 FREQUENCIES = "transformer.pos_emb.inv_freq"
 PROJECTIONS = re.compile(r"(emb_projs|out_projs)\.(\d+)$")

@@ -18,9 +18,10 @@ from lsp.models.heads.outputs import HeadOutput, Reading
 from lsp.models.heads.reader import Reader, segments_of
 from lsp.models.layers.attention_maps import relative_map
 from lsp.models.layers.losses import tiled_loss
-from lsp.models.transformer_xl import SEGMENTS, TransformerXL, layer_name
+from lsp.models.transformer_xl import TransformerXL
 from lsp.models.transformer_xl_config import ABSOLUTE, RELATIVE
 from lsp.models.transformer_xl_layers import DecoderAttention, Memo
+from lsp.models.transformer_xl_stack import SEGMENTS, layer_name
 
 
 class TransformerXLReader(Reader):
