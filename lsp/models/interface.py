@@ -95,6 +95,20 @@ class LanguageModel(nn.Module, ABC):
             hits_T[part] = scores_KV.argmax(-1) == labels_T[part]
         return losses_T, hits_T
 
+    def repeat_positions(self, learned: int) -> tuple[str, ...]:
+        """Sets absolute positions that no row has had yet to those that rows have had.
+
+        Longer rows then begin where shorter ones have come to (2004.05150, section 5), instead of
+        at random vectors. A model of relative positions has nothing to do.
+
+        Args:
+            learned: Positions of the longest row so far.
+
+        Returns:
+            Names of the weights that were changed.
+        """
+        return ()
+
     def recall(self, memory: dict[str, torch.Tensor] | None) -> None:
         """Sets what the next forward pass remembers of the text before its rows.
 

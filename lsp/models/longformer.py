@@ -22,6 +22,7 @@ from lsp.models.layers.dropout import derive_seed, seeded_dropout
 from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
 from lsp.models.layers.fresh import normal_weights
 from lsp.models.layers.losses import LanguageModelHead, tiled_loss
+from lsp.models.layers.positions import repeat_rows
 from lsp.models.layers.reversible import Drift, run_stack
 from lsp.models.layers.sequential import run_blocks
 from lsp.models.layers.tied import TiedEmbedding, WaitingGradient
@@ -206,6 +207,11 @@ class Longformer(LanguageModel):
         for attention in self.longformer.attentions():
             for parameter in attention.self.global_parameters():
                 parameter.requires_grad = config.global_tokens > 0
+
+    def repeat_positions(self, learned: int) -> tuple[str, ...]:
+        table_PD = self.longformer.embeddings.position_embeddings.weight
+        repeat_rows(table_PD[self.config.first_position :], learned)
+        return ("longformer.embeddings.position_embeddings.weight",)
 
     def begin_micro_batch(self, seed: int, first_row: int = 0) -> None:
         """Sets the seed of the dropout masks of the next forward pass in training mode.

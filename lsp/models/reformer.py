@@ -245,6 +245,13 @@ class Reformer(LanguageModel):
             for table in module.parameters():
                 nn.init.normal_(table, std=self.config.axial_norm_std)
 
+    def repeat_positions(self, learned: int) -> tuple[str, ...]:
+        positions = self.reformer.embeddings.position_embeddings
+        assert isinstance(positions, AxialPositions | LearnedPositions)
+        positions.repeat(learned)
+        prefix = "reformer.embeddings.position_embeddings."
+        return tuple(prefix + name for name, _ in positions.named_parameters())
+
     def begin_micro_batch(self, seed: int, first_row: int = 0) -> None:
         """Sets the seeds of the next forward pass in training mode.
 

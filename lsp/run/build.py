@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections import ChainMap
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -300,7 +301,7 @@ def _parts(session: Session, prepared: PreparedData, share: Share) -> _Parts:
     """Makes what can be made, and refused, without the other processes."""
     config, step_dir = session.now, session.step_dir
     vocabulary = complete_architecture(config, prepared)
-    snapshot = memory = None
+    snapshot, memory, goes_on = None, None, True
     if step_dir is not None:
         saved = session.saved
         complete_architecture(saved, prepared)
@@ -312,6 +313,8 @@ def _parts(session: Session, prepared: PreparedData, share: Share) -> _Parts:
     model = build_model(config)
     if snapshot is not None:
         load_weights(model, snapshot.weights, snapshot.path)
+        if not goes_on:
+            snapshot = _lengthened(snapshot, model, session)
     return _Parts(
         model=model,
         snapshot=snapshot,
@@ -319,6 +322,16 @@ def _parts(session: Session, prepared: PreparedData, share: Share) -> _Parts:
         validation=_validation(config, prepared, vocabulary, share),
         memory=memory,
     )
+
+
+def _lengthened(snapshot: Snapshot, model: LanguageModel, session: Session) -> Snapshot:
+    """Lets the longer rows of a phase begin with the positions that were learnt before it."""
+    learned = phases.longest_before(session.config, session.number)
+    if learned >= session.now.sequence_length:
+        return snapshot
+    changed = model.repeat_positions(learned)
+    weights = {name: model.get_parameter(name).detach().clone() for name in changed}
+    return replace(snapshot, weights=ChainMap(weights, cast(Any, snapshot.weights)))
 
 
 def _finish(config: RunConfig, prepared: PreparedData, *, done: bool) -> None:

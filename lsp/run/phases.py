@@ -111,6 +111,11 @@ def check_each(config: RunConfig, check: Callable[[RunConfig], None]) -> None:
             raise UserError(f"phases[{number}]: {error}") from error
 
 
+def longest_before(config: RunConfig, number: int) -> int:
+    """Positions of the longest row of the phases before one."""
+    return max(phase.sequence_length for phase in config.phases[:number])
+
+
 def count(config: RunConfig) -> int:
     """How many sessions an uninterrupted run has."""
     return max(1, len(config.phases))

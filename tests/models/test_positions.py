@@ -1,5 +1,6 @@
 """Axial and learned positions."""
 
+import pytest
 import torch
 
 from lsp.models.layers.positions import AxialPositions, LearnedPositions
@@ -69,3 +70,17 @@ def test_learned_positions_are_looked_up():
     assert torch.equal(learned(ids), learned.embedding.weight[ids])
     assert torch.equal(learned(ids, seed=1), learned(ids, seed=1))
     assert not torch.equal(learned(ids, seed=1), learned(ids, seed=2))
+
+
+@pytest.mark.parametrize("learned", [4, 6, 12, 18])
+def test_longer_rows_begin_with_the_positions_of_shorter_ones(learned: int):
+    torch.manual_seed(0)
+    table, axial = LearnedPositions(24, 8, 0.0), _axial()
+    for positions in (table, axial):
+        before = positions(torch.arange(24)[None])[0]
+        positions.repeat(learned)
+        after = positions(torch.arange(24)[None])[0]
+        assert torch.equal(after[:learned], before[:learned])
+        # On a grid of columns of 6, what four positions know of their row and column is repeated.
+        again = learned if positions is table or learned % 6 == 0 else 6
+        assert torch.equal(after[again:], after[torch.arange(24 - again) % again])

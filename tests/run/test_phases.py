@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 from lsp.checkpointing.store import CheckpointStore, read_state
 from lsp.core.errors import UserError
@@ -114,10 +115,13 @@ def test_killed_between_two_phases(
 ) -> None:
     root, corpus = whole
     given = typed(root, corpus, name="between")
+    began: list[torch.Tensor] = []
     original = Trainer.fit
 
     def fit(self: Trainer) -> int:
         if self.state.step == 3:
+            table = self.model.get_parameter("longformer.embeddings.position_embeddings.weight")
+            began.append(table.detach()[self.model.config.first_position :])
             raise CrashError
         return original(self)
 
@@ -125,6 +129,9 @@ def test_killed_between_two_phases(
         patch.setattr(Trainer, "fit", fit)
         with pytest.raises(CrashError):
             train(*given)
+    # Rows of 64 are behind: what comes after position 63 begins as they end.
+    assert torch.equal(began[0][64:128], began[0][:64])
+    assert torch.equal(began[0][128:192], began[0][:64])
     assert CheckpointStore(root / "between").steps() == [3]
     assert train(*given) == DONE
     assert_same_run(root / "between", root / "whole")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from lsp.models.layers.dropout import seeded_dropout
+
+
+@torch.no_grad()
+def repeat_rows(table_PD: torch.Tensor, learned: int) -> None:
+    """Sets the rows from number `learned` on to those before it, over and over."""
+    source_K = torch.arange(learned, len(table_PD), device=table_PD.device) % learned
+    table_PD[learned:] = table_PD[source_K]
 
 
 class LearnedPositions(nn.Module):
@@ -22,6 +30,10 @@ class LearnedPositions(nn.Module):
     def forward(self, position_ids_BL: torch.Tensor, seed: int | None = None) -> torch.Tensor:
         """Embeds positions: (B, L) to (B, L, D). Dropout only where a seed is given."""
         return seeded_dropout(self.embedding(position_ids_BL), self.dropout, seed)
+
+    def repeat(self, learned: int) -> None:
+        """Sets the positions from `learned` on to those before it, over and over."""
+        repeat_rows(self.embedding.weight, learned)
 
 
 class AxialTables(nn.Module):
@@ -72,3 +84,10 @@ class AxialPositions(nn.Module):
         columns = out_BLD.new_ones(position_ids_BL.shape[0], self.shape[1])
         keep = seeded_dropout(columns, self.dropout, seed).gather(1, coordinates[0])
         return out_BLD * keep[..., None]
+
+    def repeat(self, learned: int) -> None:
+        """Sets what the first `learned` positions have not used to what they have, axis by axis."""
+        stride = math.prod(self.shape)
+        for size, table in zip(self.shape, self.weights.parameters(), strict=True):
+            stride //= size
+            repeat_rows(table.view(size, -1), min(size, -(-learned // stride)))
