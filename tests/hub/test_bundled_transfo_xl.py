@@ -127,6 +127,13 @@ def test_generation_with_a_memory_is_generation_without(kind: str):
     assert beams.shape == (2, 17)
 
 
+def test_far_places_are_exact_in_half_precision():
+    _, theirs = both("sinusoids")
+    like = torch.zeros(1, dtype=torch.double)
+    exact = theirs.transformer.places(2000, like)
+    assert torch.equal(theirs.bfloat16().transformer.places(2000, like), exact)
+
+
 def test_rows_are_not_padded_on_the_left():
     _, theirs = both("as published")
     mask = torch.ones(1, 8, dtype=torch.long)

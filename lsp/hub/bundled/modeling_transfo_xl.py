@@ -89,13 +89,19 @@ class PositionalEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        even = torch.arange(0, width, 2, dtype=torch.float32)
-        self.inv_freq: torch.Tensor
-        self.register_buffer("inv_freq", 1 / (10000 ** (even / width)))
+        self.width = width
+        # As published files have it. It is rounded with a model in half precision, so nothing here
+        # reads it.
+        self.register_buffer("inv_freq", self.frequencies(None))
+
+    def frequencies(self, device: torch.device | None) -> torch.Tensor:
+        """One for each pair of a sine and a cosine: (D / 2,), fp32."""
+        even = torch.arange(0, self.width, 2, dtype=torch.float32, device=device)
+        return 1 / (10000 ** (even / self.width))
 
     def forward(self, place_P: torch.Tensor) -> torch.Tensor:
         """(P,) to (P, D), always computed in fp32: angles of far places need it."""
-        angle = torch.outer(place_P.float(), self.inv_freq.float())
+        angle = torch.outer(place_P.float(), self.frequencies(place_P.device))
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
