@@ -121,6 +121,7 @@ def test_labels_give_the_loss():
     loss, count = ours(ids, labels)
     found = theirs(ids, labels=ids, output_hidden_states=True)
     torch.testing.assert_close(found.loss, loss / count)
+    assert not theirs.accepts_loss_kwargs  # a Trainer that accumulates gradients asks
     assert len(found.hidden_states) == 3
     masked, both_ways = both("reversible")
     loss, count = masked(ids, labels)

@@ -101,6 +101,7 @@ def test_labels_give_the_loss_of_each_position_and_its_gradients():
     found = theirs(ids, labels=given, output_attentions=True, output_hidden_states=True)
     found.loss.backward()
     torch.testing.assert_close(found.loss.float(), loss / count)
+    assert not theirs.accepts_loss_kwargs  # a Trainer that accumulates gradients asks
     assert found.losses.shape == (2, LENGTH - 1)
     assert (found.losses[0, 5:9] == 0).all()
     assert [tuple(a.shape) for a in found.attentions] == [(2, 4, LENGTH, 24 + LENGTH)] * 2

@@ -29,6 +29,7 @@ class LspLongformerPreTrainedModel(PreTrainedModel):
 
     config_class = LspLongformerConfig
     base_model_prefix = "longformer"
+    accepts_loss_kwargs = False  # the loss is a mean, which the Trainer has to divide by its steps
     _no_split_modules = ("Layer", "ReversibleLayer")
 
     def get_input_embeddings(self) -> nn.Module:

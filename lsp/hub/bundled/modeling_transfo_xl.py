@@ -290,6 +290,7 @@ class TransfoXLPreTrainedModel(PreTrainedModel):
 
     config_class = TransfoXLConfig
     base_model_prefix = "transformer"
+    accepts_loss_kwargs = False  # the loss is a mean, which the Trainer has to divide by its steps
     _no_split_modules = ("Layer",)
 
     def _init_weights(self, module: nn.Module) -> None:
