@@ -31,6 +31,7 @@ SHORT = 128
 
 RESERVED = (CONFIG_FILE, "generation_config.json", "README.md", VERIFICATION, SETTINGS)
 """Names in a tokenizer's folder that are not the tokenizer's."""
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def export_model(
@@ -141,7 +142,10 @@ def comparison_cases(config: Any, length: int) -> list[Case]:
 
 
 def copy_tokenizer(tokenizer_path: Path, folder: Path) -> None:
-    """Copies the files of a tokenizer, and nothing that is a file of the model.
+    """Copies the files of a tokenizer, and nothing that is a file of the model, or code.
+
+    Who trusts the code of an export, as some have to be opened, is to trust no other with it: a
+    published tokenizer may name classes of its own, in files or in somebody's repository.
 
     Raises:
         UserError: There is no tokenizer.
@@ -150,8 +154,13 @@ def copy_tokenizer(tokenizer_path: Path, folder: Path) -> None:
     if not files:
         raise UserError(f"{tokenizer_path} has no tokenizer files: the run is incomplete")
     for path in files:
-        if path.name not in RESERVED and not path.name.startswith("."):
-            shutil.copyfile(path, folder / path.name)
+        if path.name in RESERVED or path.name.startswith(".") or path.suffix == ".py":
+            continue
+        shutil.copyfile(path, folder / path.name)
+    file = folder / TOKENIZER_CONFIG
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if settings.pop("auto_map", None) is not None:
+        _write_json(file, settings)
 
 
 def _reference(

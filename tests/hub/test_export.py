@@ -177,6 +177,20 @@ def test_another_tokenizer_and_a_missing_weight_are_told(tokenizer_path, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_code_of_a_tokenizer_is_left_behind(tokenizer_path, tmp_path):
+    source, out = tmp_path / "tokenizer", tmp_path / "out"
+    shutil.copytree(tokenizer_path, source)
+    out.mkdir()
+    file = source / "tokenizer_config.json"
+    named = {"auto_map": {"AutoTokenizer": ["somebody/else--own.Tokenizer", None]}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | named))
+    (source / "modeling_transfo_xl.py").touch()
+    export.copy_tokenizer(source, out)
+    assert not list(out.glob("*.py"))
+    expected = json.loads((tokenizer_path / file.name).read_text())
+    assert json.loads((out / file.name).read_text()) == expected
+
+
 def test_logits_that_differ_fail_the_export(tokenizer_path, tmp_path, monkeypatch):
     pretend(monkeypatch, differences={"short": 0.0, "whole length": 0.01})
     with pytest.raises(ExportMismatchError, match=r"differ from the trained one's by 0\.01 at.*64"):
