@@ -23,7 +23,7 @@ def context(subject: Subject, config: EvaluateConfig) -> Found:
     if not _asked(subject, config, "context"):
         return
     texts = _texts(subject, config)
-    wanted = config.context_longest or _far(subject)
+    wanted = config.context_longest or _far(subject) // 2 * 2  # the last half is predicted
     _check_length(subject, "context_longest", wanted)
     longest = longest_that_fits(wanted, config.context_shortest, texts)
     if longest is None:

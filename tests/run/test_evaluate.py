@@ -149,6 +149,15 @@ def test_reports_of_a_transformer_xl(tmp_path, capsys, memory, contexts, sliding
     assert [row[sliding[0]] for row in result["sliding"]] == sliding[1]
 
 
+def test_contexts_of_an_odd_length(tmp_path, capsys):
+    """They are halved, whatever the length of the rows."""
+    words = [*XL, "architecture.mem_len=0", "sequence_length=67", "tokens_per_step=134"]
+    config, _, _ = make_run(tmp_path, *words, experiment=None)
+    result, told = evaluated(config, capsys, report_rows=8, rows=4, plots=False)
+    assert [row["context"] for row in result["by_context"]] == [66]
+    assert "context:" not in told.err
+
+
 def test_what_a_masked_model_is_not_asked(tmp_path, capsys):
     config, _, _ = make_run(tmp_path, "objective=masked")
     result, told = evaluated(config, capsys, **REPORTS, plots=False)
