@@ -9,21 +9,25 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from pathlib import Path
 from typing import IO, Any
 
 from data_pipelines.errors import DataError
 
 _ADMITTED = {
-    ("collections", "Counter"): Counter,
+    ("collections", "Counter"): dict,
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "set"): set,
     ("builtins", "frozenset"): frozenset,
     ("__builtin__", "set"): set,
     ("__builtin__", "frozenset"): frozenset,
 }
-"""Dictionaries, lists, tuples, strings and numbers need no name at all."""
+"""Dictionaries, lists, tuples, strings and numbers need no name at all.
+
+Types that cannot be changed alone: a pickle may set attributes of what it names, and those of the
+class `Counter` are everybody's.
+"""
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # of `torch.save` before 1.6
 _LEGACY_HEADER = 3  # pickles before the object: magic number, version, the machine
@@ -44,7 +48,7 @@ def read_plain_pickle(path: Path) -> Any:
 
     Raises:
         DataError: if it is damaged or needs anything but dictionaries, lists, tuples, sets,
-            counters, strings, bytes, numbers, truth values and None.
+            counters (given as dictionaries), strings, bytes, numbers, truth values and None.
     """
     try:
         if zipfile.is_zipfile(path):

@@ -368,6 +368,14 @@ def test_a_pickle_that_asks_for_more_is_refused(
     assert not Evil.ran
 
 
+@pytest.mark.parametrize("name", ["collections\nCounter", "collections\nOrderedDict"])
+def test_a_pickle_changes_no_class(name: str, tmp_path: Path) -> None:
+    (tmp_path / "vocab.pkl").write_bytes(f"c{name}\n".encode() + b"N}S'changed'\nI1\ns\x86b.")
+    with pytest.raises(DataError, match="cannot set 'changed'"):
+        save_published(tmp_path, tmp_path / "out")
+    assert not hasattr(Counter, "changed")
+
+
 def zipped(content: bytes) -> bytes:
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w") as archive:
