@@ -120,6 +120,24 @@ def test_a_memory_is_of_one_shape_apart_from_any_graph_and_recalled_once():
     assert build(mem_len=0).remembered() is None
 
 
+@pytest.mark.parametrize("frozen", ["dec_attn", "r_net", "qkv_net", "_bias"])
+def test_frozen_weights_let_gradients_through(frozen):
+    found = {}
+    for way, memory in WAYS.items():
+        model = build(memory)
+        for name, parameter in model.transformer.layers.named_parameters():
+            parameter.requires_grad = frozen not in name
+        model(text(), text())
+        model.recall(model.remembered())
+        model(text(), text())[0].backward()
+        found[way] = {name: p.grad for name, p in model.named_parameters()}
+    whole = found.pop("stored")
+    for gradients in found.values():
+        for name, grad in gradients.items():
+            assert (grad is None) == (frozen in name and ".layers." in name)
+            torch.testing.assert_close(grad, whole[name], rtol=1e-4, atol=1e-4)
+
+
 def test_a_memory_has_no_gradient_but_its_projections_have():
     model = build(dropout=0.1)
     model(text(), text())
@@ -221,12 +239,15 @@ def test_padding_gives_no_loss_and_no_gradient_to_anything():
     model, ids = build(), text(1)
     segments = torch.tensor([[1] * 14 + [0] * 6])
     labels = ids.masked_fill(segments == 0, -100)
-    totals = []
+    found = []
     for filler in (0, 7):
         total, count = model(ids.masked_fill(segments == 0, filler), labels, segments)
-        totals.append(total.detach())
         assert count == 14
-    assert torch.equal(*totals)
+        model.zero_grad()
+        total.backward()
+        found.append([total.detach(), *(p.grad for p in model.parameters())])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_zeros_before_a_text_are_seen():

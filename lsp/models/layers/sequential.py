@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from itertools import compress
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class Block(nn.Module, ABC):
     def beside(self, memo: Any) -> tuple[torch.Tensor, ...]:
         """What is mixed with the positions and does not come from the stream; learns as `before`.
 
-        It comes after what `before` gives, in any shapes; no part of it may be without gradient.
+        It comes after what `before` gives, in any shapes.
         """
         return ()
 
@@ -187,7 +188,9 @@ class _Differentiation:
             del values
         with torch.enable_grad(), self.autocast():
             beside = _beside(self.block, self.memo)
-        edges_beside = [graph_edge(value) for value in beside]
+        # What frozen weights give without the stream has no graph.
+        learning = [value.requires_grad for value in beside]
+        edges_beside = [graph_edge(value) for value in compress(beside, learning)]
         parts = [part.detach().requires_grad_() for part in (*before.parts, *beside)]
         del before, beside
         with torch.enable_grad(), self.autocast():
@@ -199,9 +202,10 @@ class _Differentiation:
         grads = torch.autograd.grad([edge], parts, [grad_mixed])
         del parts, edge, grad_mixed
         gradients = ParameterGradients(self.block.learned())
+        of_stream = len(grads) - len(learning)
         if edges_beside:
-            gradients.collect(edges_beside, grads[len(grads) - len(edges_beside) :], [])
-            grads = grads[: len(grads) - len(edges_beside)]
+            gradients.collect(edges_beside, list(compress(grads[of_stream:], learning)), [])
+        grads = grads[:of_stream]
         del edges_beside
         for index, tile in enumerate(self.tiles):
             wanted = [grad[:, tile] for grad in grads]
