@@ -282,7 +282,10 @@ def _published_words(folder: Path, settings: dict[str, Any]) -> BuiltTokenizer:
     else:
         words = _text_vocabulary(path)
     unknown = _unknown_of(words)
-    eos = next((t for t in (settings.get("eos_token"), "<eos>", "<S>") if t in words), None)
+    named = settings.get("eos_token")
+    if isinstance(named, dict):  # as older releases wrote them, with how to find them in texts
+        named = named.get("content")
+    eos = next((t for t in (named, "<eos>", "<S>") if t in words), None)
     if unknown is None or eos is None:
         missing = "<unk>" if unknown is None else "<eos>"
         raise DataError(f"{path} has no {missing}: it is not a vocabulary of Transformer-XL")

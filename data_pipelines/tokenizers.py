@@ -104,7 +104,15 @@ def save_published(source: Path, folder: Path) -> int | None:
     Raises:
         DataError: a file is damaged, or a pickle asks for more than plain containers.
     """
-    built = from_published(source)
+    try:
+        built = from_published(source)
+    except DataError:
+        raise
+    except Exception as error:  # whatever making something of someone else's files can raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{source}: no tokenizer can be made of its vocabulary files: {reason[:200]}"
+        ) from error
     if built is None:
         return None
     folder.mkdir(parents=True, exist_ok=True)

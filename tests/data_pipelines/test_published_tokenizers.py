@@ -338,6 +338,36 @@ def test_text_vocabulary(tmp_path: Path) -> None:
     assert load_encoder(tmp_path / "out").encode("the dog, fox").tolist() == [1, 2, 2, 3]
 
 
+def test_the_end_token_may_be_described(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("<eos>\nthe\n<unk>\n<end>\n")
+    described = {"__type": "AddedToken", "content": "<end>", "lstrip": False}
+    settings = {"tokenizer_class": "TransfoXLTokenizer", "eos_token": described}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    save_published(tmp_path, tmp_path / "out")
+    assert load_encoder(tmp_path / "out").special_ids == {"eos": 3, "unk": 2}
+
+
+ROBERTA = json.dumps({t: n for n, t in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", "a"])})
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"vocab.txt": b"<eos>\n\xe9\n<unk>\n"},
+        {"vocab.json": ROBERTA.encode(), "merges.txt": b"a b c\n"},
+        {"vocab.json": ROBERTA.encode(), "merges.txt": b"a b\n"},
+        {"vocab.pkl": pickle.dumps({"idx2sym": ["<eos>", "<unk>"], "counter": {"<eos>": "x"}})},
+    ],
+    ids=["encoding", "three", "unknown", "count"],
+)
+def test_damaged_vocabulary_files_are_refused(files: dict[str, bytes], tmp_path: Path) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=r"no tokenizer can be made of its vocabulary files: ."):
+        save_published(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_vocabulary_is_left_to_transformers(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\nthe\n")
     assert save_published(tmp_path, tmp_path / "out") is None
