@@ -64,8 +64,8 @@ def read_plain_pickle(path: Path) -> Any:
     except Exception as error:  # a damaged pickle can raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{path} is not read: {reason[:200]}; only pickles of plain containers are, and a "
-            "vocab.txt with a word per line always is"
+            f"{path} is not read: {reason[:200]}; only pickles of plain containers are: put a "
+            "vocab.txt with a word per line in its place"
         ) from error
 
 
