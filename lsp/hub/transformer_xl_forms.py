@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from lsp.hub.form import PublishedForm
 from lsp.models import transformer_xl_config, transformer_xl_weights
 from lsp.models.interface import LanguageModel
 from lsp.models.transformer_xl import TransformerXL
-from lsp.models.transformer_xl_config import ABSOLUTE, RELATIVE, TransformerXLConfig
+from lsp.models.transformer_xl_config import RELATIVE, TransformerXLConfig
 
 LAST_RELEASE = "4.37.2"
 """Of those whose Transformer-XL is exercised here."""
@@ -28,15 +27,6 @@ def _config(config: TransformerXLConfig, form: PublishedForm) -> dict[str, Any]:
         "architectures": [form.model_class],
         "dtype": "float32",
     }
-
-
-def _weights(
-    weights: Mapping[str, torch.Tensor], config: TransformerXLConfig
-) -> dict[str, torch.Tensor]:
-    published = transformer_xl_weights.to_published(weights, config)
-    if config.attn_type not in (RELATIVE, ABSOLUTE):
-        del published[transformer_xl_weights.FREQUENCIES]
-    return published
 
 
 def _tied(config: TransformerXLConfig) -> list[str]:
@@ -88,7 +78,7 @@ CAUSAL = PublishedForm(
     config_class=TransformerXLConfig,
     published_config=_config,
     ignored_keys=transformer_xl_config.IGNORED_KEYS | {"n_token", "ext_len"},
-    to_published=_weights,
+    to_published=transformer_xl_weights.to_published,
     from_published=transformer_xl_weights.from_published,
     some_logits=_some_logits,
     tied=_tied,

@@ -1,8 +1,8 @@
 """Weights of Transformer-XL under their published names, in both directions.
 
 The modules carry the published names, but for the projections of clusters, which are modules here
-and plain tensors there. Published files besides hold the frequencies of the sinusoids, and may
-leave out what is tied.
+and plain tensors there. Published files besides hold the frequencies of sinusoids, where there are
+any, and may leave out what is tied.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from lsp.models.published_weights import check_weights
 from lsp.models.transformer_xl import TransformerXL
-from lsp.models.transformer_xl_config import TransformerXLConfig
+from lsp.models.transformer_xl_config import ABSOLUTE, RELATIVE, TransformerXLConfig
 from lsp.models.transformer_xl_stack import WAVELENGTH
 
 FREQUENCIES = "transformer.pos_emb.inv_freq"
@@ -29,8 +29,15 @@ def to_published(
     weights = {
         OUR_PROJECTIONS.sub(r"\1.\2", name): weight.detach() for name, weight in state_dict.items()
     }
+    return weights | frequencies(config)
+
+
+def frequencies(config: TransformerXLConfig) -> dict[str, torch.Tensor]:
+    """What published files hold of sinusoids: (D / 2,), or nothing where positions are learned."""
+    if config.attn_type not in (RELATIVE, ABSOLUTE):
+        return {}
     even_D = torch.arange(0, config.d_model, 2, dtype=torch.float32)
-    return weights | {FREQUENCIES: 1 / (WAVELENGTH ** (even_D / config.d_model))}
+    return {FREQUENCIES: 1 / (WAVELENGTH ** (even_D / config.d_model))}
 
 
 def from_published(
