@@ -19,7 +19,7 @@ from lsp.models.heads.reader import Reader, segments_of
 from lsp.models.layers.attention_maps import relative_map
 from lsp.models.layers.losses import tiled_loss
 from lsp.models.transformer_xl import TransformerXL
-from lsp.models.transformer_xl_config import ABSOLUTE, RELATIVE
+from lsp.models.transformer_xl_config import TransformerXLConfig
 from lsp.models.transformer_xl_layers import DecoderAttention, Memo
 from lsp.models.transformer_xl_stack import SEGMENTS, layer_name
 
@@ -58,10 +58,7 @@ class TransformerXLReader(Reader):
         return transformer_xl_weights.OUR_PROJECTIONS.sub(r"\1.\2", name)
 
     def published_besides(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        if self.config.attn_type not in (RELATIVE, ABSOLUTE):
-            return {}
-        name = transformer_xl_weights.FREQUENCIES
-        return {name: transformer_xl_weights.to_published({}, self.config)[name]}
+        return transformer_xl_weights.frequencies(self.config)
 
     def dropped(self, name: str) -> bool:
         return name == transformer_xl_weights.FREQUENCIES
@@ -89,7 +86,9 @@ class TransformerXLReader(Reader):
         Args:
             task: Name of the head.
             input_ids: (B, L) token ids.
-            attention_mask: (B, L) 0 for padding, which is neither seen nor remembered.
+            attention_mask: (B, L) 0 for padding, which is not seen. `mems` do not say what of them
+                is padding: rows of different lengths go on from `backbone.remembered()`, handed to
+                `backbone.recall`.
             segment_ids: (B, L) document numbers, in place of `attention_mask`.
             position_ids: (B, L) positions in the document, see `TransformerXL.forward`.
             mems: (M, B, D) of each layer, which a pass over the rows before gave.
@@ -102,7 +101,7 @@ class TransformerXLReader(Reader):
             "model's own memory to backbone.recall",
         )
         if mems is not None:
-            self.backbone.recall(memory_of(mems, self.config.n_layer))
+            self.backbone.recall(memory_of(mems, len(input_ids), self.config))
         segments = segments_of(attention_mask, segment_ids)
         run = partial(self.backbone.hidden_states, input_ids, segments, position_ids)
         hidden, trace = self._traced(
@@ -139,16 +138,19 @@ class TransformerXLReader(Reader):
         return tiled_loss(loss_of_tile, [hidden_BLW], labels_BL, tiles, head.learned(), waiting)
 
 
-def memory_of(mems: list[torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
+def memory_of(
+    mems: list[torch.Tensor], rows: int, config: TransformerXLConfig
+) -> dict[str, torch.Tensor]:
     """A memory of ours, all of which is seen, from the published form.
 
     Raises:
         UserError: There is not one of (M, B, D) for each layer.
     """
     require(
-        len(mems) == layers and all(x.shape == mems[0].shape and x.dim() == 3 for x in mems),
+        len(mems) == config.n_layer
+        and all(x.shape == (len(mems[0]), rows, config.d_model) for x in mems),
         f"mems has the shapes {[tuple(x.shape) for x in mems]}: it needs a tensor of "
-        f"(positions, rows, d_model) for each of n_layer={layers}",
+        f"(positions, {rows} rows, d_model={config.d_model}) for each of n_layer={config.n_layer}",
     )
     memory = {layer_name(number): x.transpose(0, 1) for number, x in enumerate(mems)}
     shape = memory[layer_name(0)].shape[:2]

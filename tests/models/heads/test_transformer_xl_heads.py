@@ -166,6 +166,9 @@ def test_mems_that_do_not_fit():
     segments = torch.ones_like(found["first"])
     with pytest.raises(UserError, match="n_layer=2"):
         model(found["first"], mems=[torch.zeros(6, 3, 16)])
+    for rows, width in ((2, 16), (3, 12)):
+        with pytest.raises(UserError, match=r"3 rows, d_model=16"):
+            model(found["first"], mems=[torch.zeros(6, rows, width)] * 2)
     with pytest.raises(UserError, match="leave segment_ids out"):
         model(found["first"], mems=[torch.zeros(6, 3, 16)] * 2, segment_ids=segments)
 
