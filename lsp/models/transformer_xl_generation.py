@@ -15,7 +15,9 @@ import torch
 from lsp.core.errors import require
 from lsp.models.layers.recent import Window
 from lsp.models.layers.sight import make_sight
+from lsp.models.transformer_xl_config import RELATIVE
 from lsp.models.transformer_xl_layers import DecoderAttention, Memo, TransformerXLLayer
+from lsp.models.transformer_xl_stack import SEGMENTS, layer_name
 
 if TYPE_CHECKING:
     from lsp.models.transformer_xl import TransformerXL
@@ -87,11 +89,11 @@ def _read_prompt(
     assert memory is not None
     seen = transformer.mem_len - 1 if model.config.same_length else transformer.mem_len
     # Rows that began a text remember places that nobody sees.
-    known = int(memory["segments"][0].sum())
+    known = int(memory[SEGMENTS][0].sum())
     sight = make_sight(1, seen, reach=None, device=last_B1D.device)
     places_PD = transformer.places(last_B1D, seen + 1)
     for number, attention in enumerate(transformer.attentions()):
-        remembered_BMD = memory[f"layer_{number}"][:, transformer.mem_len - known :]
+        remembered_BMD = memory[layer_name(number)][:, transformer.mem_len - known :]
         k_BME, v_BME, *distances = attention("beside", Memo(sight, remembered_BMD, places_PD, None))
         window = Window(seen + 1)
         window.append(attention.split(k_BME), attention.split(v_BME))
@@ -126,7 +128,7 @@ def _attend(
     count = k_BNTH.shape[2]
     place_T = torch.arange(count - 1, -1, -1, device=x_B1D.device).clamp_(max=r_NPH.shape[1] - 1)
     scores_BN1T = (q_BN1H + u_NH[:, None]) @ k_BNTH.transpose(-1, -2)
-    if config.attn_type == 0:
+    if config.attn_type == RELATIVE:
         scores_BN1T = scores_BN1T + (q_BN1H + other[:, None]) @ r_NPH[:, place_T].transpose(-1, -2)
     else:
         scores_BN1T = scores_BN1T + q_BN1H @ r_NPH[:, place_T].transpose(-1, -2)
