@@ -100,9 +100,18 @@ def _first_session(config: RunConfig) -> Session:
     step_dir = broadcast_object(main_process_only(lambda: _begin(config, store)))
     if step_dir is not None:
         together(lambda: adopt_imported(config, step_dir))
+    session = Session(config, phases.reached(config, step_dir), step_dir)
+    if step_dir is not None:  # what cannot continue is refused before hours go into other data
+        together(lambda: check_unchanged(session.saved, step_dir, BEFORE_DATA))
     if config.phases:  # what cannot be prepared is met before the first step of all
-        main_process_first(lambda: [prepare_data(now) for now in phases.each_phase(config)])
-    return Session(config, phases.reached(config, step_dir), step_dir)
+        main_process_first(lambda: _prepare_phases(config))
+    return session
+
+
+def _prepare_phases(config: RunConfig) -> None:
+    first, *later = (prepare_data(now).tokenizer_path for now in phases.each_phase(config))
+    for tokenizer in later:
+        phases.check_same_tokenizer(first, tokenizer)
 
 
 def _next_session(done: Session) -> Session:
@@ -151,8 +160,6 @@ def build_trainer(
     """
     config, step_dir = session.now, session.step_dir
     store = CheckpointStore(config.run_dir)
-    if step_dir is not None:  # what cannot continue is refused before hours go into other data
-        together(lambda: check_unchanged(session.saved, step_dir, BEFORE_DATA))
     prepared = main_process_first(lambda: prepare_data(config))
     share = plan_share(config, place)
     parts = together(lambda: _parts(session, prepared, share))
@@ -381,10 +388,8 @@ def _announce(
     if len(prepared.split("validation")) == 0:
         console.say("lsp: the data has no validation documents; nothing is evaluated")
     if state.step >= config.total_steps:
-        console.say(
-            f"{config.run_dir} is done: it is at step {state.step}; a higher trainer.max_steps "
-            "goes on"
-        )
+        more = "another phase" if config.phases else "a higher trainer.max_steps"
+        console.say(f"{config.run_dir} is done: it is at step {state.step}; {more} goes on")
     elif state.step:
         console.say(f"resuming {config.run_dir} at step {state.step}")
     if state.certificate is not None and state.step < config.trainer.max_steps:

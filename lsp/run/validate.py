@@ -190,9 +190,10 @@ def _divisors(number: int) -> str:
 
 def _check_schedule(config: RunConfig) -> None:
     schedule, steps = config.schedule, config.trainer.max_steps - config.first_step
+    key = "steps" if config.phases else "trainer.max_steps"
     require(
         schedule.warmup_steps < steps,
-        f"schedule.warmup_steps={schedule.warmup_steps} is not below trainer.max_steps={steps}: "
+        f"schedule.warmup_steps={schedule.warmup_steps} is not below {key}={steps}: "
         f"use {steps // 10}, or train longer",
     )
     if schedule.name == "warmup_stable_decay":
@@ -200,7 +201,7 @@ def _check_schedule(config: RunConfig) -> None:
         require(
             schedule.decay_steps <= room,
             f"schedule.decay_steps={schedule.decay_steps} does not fit between "
-            f"schedule.warmup_steps={schedule.warmup_steps} and trainer.max_steps={steps}: "
+            f"schedule.warmup_steps={schedule.warmup_steps} and {key}={steps}: "
             f"use {room} or less, or 0 for a tenth of the run",
         )
     else:

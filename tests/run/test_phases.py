@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
+from data_pipelines.prepare import PreparedData
 from lsp.checkpointing.store import CheckpointStore, read_state
 from lsp.core.errors import UserError
 from lsp.core.exit_codes import DONE, INTERRUPTED
+from lsp.run import build
 from lsp.run.build import run_training
 from lsp.run.compose import load_train_config, read_yaml
+from lsp.run.config import RunConfig
 from lsp.run.load import load_run
 from lsp.tracking.tracker import read_rows
 from lsp.training.trainer import Trainer
@@ -175,11 +180,46 @@ def test_stopped_in_the_evaluation_that_ends_a_phase(
     assert_same_run(root / "evaluating", root / "whole")
 
 
-def test_a_finished_run_stays_as_it_is(whole: tuple[Path, Path]) -> None:
+def test_a_finished_run_stays_as_it_is(
+    whole: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     root, corpus = whole
     before = read_rows(root / "whole" / "metrics.jsonl")
     assert train(*typed(root, corpus, name="whole")) == DONE
     assert read_rows(root / "whole" / "metrics.jsonl") == before
+    assert "is done: it is at step 9; another phase goes on" in capsys.readouterr().err
+
+
+def test_phases_share_a_vocabulary(
+    whole: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That another one was learnt for longer rows is met before the first step."""
+    prepare = build.prepare_data
+
+    def another(config: RunConfig) -> PreparedData:
+        prepared = prepare(config)
+        if config.sequence_length != 192:
+            return prepared
+        changed = shutil.copytree(prepared.path, whole[0] / "changed")
+        tokenizer = changed / prepared.tokenizer_path.relative_to(prepared.path)
+        (tokenizer / "tokenizer.json").write_text("{}")
+        return replace(prepared, path=changed)
+
+    monkeypatch.setattr(build, "prepare_data", another)
+    with pytest.raises(UserError, match=r"changed/\S+ is not that of the phases before"):
+        train(*typed(*whole, name="another"))
+    assert CheckpointStore(whole[0] / "another").steps() == []
+
+
+def test_another_run_is_refused_before_its_data_is_prepared(
+    whole: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(config: RunConfig) -> PreparedData:
+        raise AssertionError
+
+    monkeypatch.setattr(build, "prepare_data", prepare)
+    with pytest.raises(UserError, match="another configuration: seed was"):
+        train(*typed(*whole, "seed=5", name="whole"))
 
 
 @pytest.mark.parametrize("number", [0, 2])
@@ -208,7 +248,7 @@ def test_a_later_phase_can_be_added(whole: tuple[Path, Path]) -> None:
         (2, {"attention_window": [32, 63]}, r"phases\[2\]: architecture.attention_window"),
         (2, {"attention_window": None}, r"phases: attention_window has to be given for all"),
         (1, {"steps": 0}, r"phases\[1\].steps=0"),
-        (0, {"warmup_steps": 3}, r"phases\[0\]: schedule.warmup_steps=3 is not below"),
+        (0, {"warmup_steps": 3}, r"phases\[0\]: schedule.warmup_steps=3 is not below steps=3"),
         (0, {"learning_rate": 0}, r"phases\[0\].learning_rate=0"),
         (0, {"window": 3}, r"window"),
     ],
