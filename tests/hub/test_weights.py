@@ -127,6 +127,15 @@ def test_a_cut_file(tmp_path, weights):
         read_published_weights(tmp_path)
 
 
+def test_a_damaged_pickle(tmp_path):
+    """Which need not raise what the unpickler documents."""
+    file = tmp_path / "pytorch_model.bin"
+    torch.save({"weight": torch.ones(2)}, file, _use_new_zipfile_serialization=False)
+    file.write_bytes(file.read_bytes().replace(b"weight", b"\xe9eight"))
+    with pytest.raises(UserError, match=r"bin cannot be read as plain tensors: 'utf-8' codec"):
+        read_published_weights(tmp_path)
+
+
 def test_a_missing_shard(tmp_path, weights):
     write_weights(weights, tmp_path, 900)
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
@@ -151,6 +160,12 @@ def test_an_index_that_leads_out_of_the_folder(tmp_path, weights):
     damage_index(inside, lambda index: index["weight_map"].update(x=file))
     with pytest.raises(UserError, match=r"names \.\./outside/.*, which is not in"):
         read_published_weights(inside)
+
+
+def test_an_index_of_numbers(tmp_path):
+    (tmp_path / SAFE_INDEX).write_text(json.dumps({"weight_map": {"x": 5}}))
+    with pytest.raises(UserError, match="names 5, which is not in"):
+        read_published_weights(tmp_path)
 
 
 def test_an_index_that_is_none(tmp_path):
