@@ -82,8 +82,8 @@ class Labels:
 
         Args:
             logits_BC: (B, labels) scores.
-            labels: (B,) classes, -100 for none; (B,) or (B, labels) numbers; or (B, labels) floats
-                of 0 and 1.
+            labels: (B,) classes, -100 for none; (B,) or (B, labels) numbers; or (B, labels) of 0
+                and 1, as floats where `problem_type` was left open.
         """
         if self.problem_type is None:
             whole = labels.dtype in (torch.long, torch.int)
@@ -95,7 +95,7 @@ class Labels:
             return F.mse_loss(logits_BC, labels)
         if self.problem_type == "single_label_classification":
             return class_loss(logits_BC, labels)
-        return F.binary_cross_entropy_with_logits(logits_BC, labels)
+        return F.binary_cross_entropy_with_logits(logits_BC, labels.to(logits_BC.dtype))
 
 
 def next_labels(

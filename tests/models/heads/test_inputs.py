@@ -117,6 +117,12 @@ def test_labels_that_cannot_work(values: dict, message: str):
         Labels(**values)
 
 
+def test_several_labels_may_be_whole_numbers():
+    several, scores = Labels(3, "multi_label_classification"), torch.randn(4, 3)
+    chosen = torch.randint(0, 2, (4, 3))
+    assert torch.equal(several.loss(scores, chosen), several.loss(scores, chosen.float()))
+
+
 def test_question_answering_has_two_scores():
     config = ReformerConfig.from_dict(SHAPES["reformer"])
     with pytest.raises(UserError, match="leave it out"):
