@@ -157,6 +157,18 @@ def test_a_classifier_reads_the_last_token():
     torch.testing.assert_close(found.logits[:1], alone.logits)
     expected = torch.nn.functional.cross_entropy(found.logits, torch.tensor([0, 2]))
     torch.testing.assert_close(found.loss, expected)
+    # Rows may be padded with a token that they end with, as <eos>.
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[0, 7:] = 0
+    with torch.no_grad():
+        masked = model(ids, attention_mask=mask).logits[:1]
+        whole = model(ids[:1, :7], attention_mask=mask[:1, :7]).logits
+    torch.testing.assert_close(masked, whole)
+    assert not torch.allclose(masked, alone.logits)
+    model.config.pad_token_id = None
+    torch.testing.assert_close(model(ids, attention_mask=mask).logits[:1], masked)
+    with pytest.raises(ValueError, match="give an attention_mask"):
+        model(ids)
 
 
 @pytest.fixture(scope="module")

@@ -538,13 +538,8 @@ class TransfoXLForSequenceClassification(TransfoXLPreTrainedModel):
     ) -> Any:
         """See `TransfoXLModel.forward`; `labels` are (B,), or (B, num_labels) for several each."""
         out = self.transformer(input_ids, mems, attention_mask, return_dict=True, **kwargs)
-        hidden, padding = out.last_hidden_state, self.config.pad_token_id
-        if padding is None and len(hidden) > 1:
-            raise ValueError("pad_token_id is not set: classify one row at a time")
-        last_B = torch.full((len(hidden),), hidden.shape[1] - 1, device=hidden.device)
-        if padding is not None and input_ids is not None:
-            place = torch.arange(input_ids.shape[1], device=input_ids.device)
-            last_B = ((input_ids != padding) * place).argmax(-1)
+        hidden = out.last_hidden_state
+        last_B = self.last_token(hidden, input_ids, attention_mask)
         logits = self.score(hidden[torch.arange(len(hidden), device=hidden.device), last_B])
         loss = None
         if labels is not None:
@@ -563,3 +558,23 @@ class TransfoXLForSequenceClassification(TransfoXLPreTrainedModel):
             attentions=out.attentions,
         )
         return result if return_dict is not False else result.to_tuple()
+
+    def last_token(
+        self,
+        hidden: torch.Tensor,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Where each row ends: (B,), by the mask, or else before the first `pad_token_id`."""
+        rows, length = hidden.shape[:2]
+        if attention_mask is not None:
+            place = torch.arange(length, device=hidden.device)
+            return torch.where(attention_mask != 0, place, 0).amax(dim=-1)
+        padding = self.config.pad_token_id
+        if padding is None and rows > 1:
+            raise ValueError(
+                "pad_token_id is not set: give an attention_mask, or classify one row at a time"
+            )
+        if padding is None or input_ids is None:
+            return torch.full((rows,), length - 1, device=hidden.device)
+        return ((input_ids == padding).int().argmax(-1) - 1) % length
