@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -155,6 +156,9 @@ def _unparsable(override: str) -> UserError:
     key, equals, value = override.partition("=")
     if not equals or not key:
         return UserError(f"{override!r} is not an override: write key=value, e.g. seed=1")
+    if re.search(r"\[\d+\]", key):
+        entry = re.sub(r"\[(\d+)\]", r".\1", key)
+        return UserError(f"{override} cannot be read: write {entry}={value}")
     if value[:1] in ("[", "{"):
         return UserError(
             f"{override} cannot be read: a list is written {key}=[a,b], a table {key}={{a:1}}; "
@@ -189,6 +193,12 @@ def _composition(error: HydraException, attempt: Attempt | None) -> UserError:
         override = line[1].strip()
         key, _, value = override.lstrip("+").partition("=")
         at = str(cause.full_key or "")
+        entry = cause.object_type  # of a list: key=[{a: 1}], where the full key is `a`
+        if dataclasses.is_dataclass(entry) and at.partition(".")[0] != key.partition(".")[0]:
+            if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+                fields = [field.name for field in dataclasses.fields(entry)]
+                return unknown_key(at, None, fields, f" (in {override})")
+            return _value(cause, f"{key}: {at}", cause.value)
         inside = at.startswith(f"{key}.")  # key={a:1}, where `a` is what is wrong
         if isinstance(cause, ConfigAttributeError | ConfigKeyError) or key.startswith(f"{at}."):
             known = attempt.known_keys(override) if attempt else ()
