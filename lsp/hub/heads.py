@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from lsp.core.errors import UserError, require
 from lsp.hub.comparison import COMPARED_POSITIONS, TOLERANCE, ExportMismatchError
@@ -144,8 +145,9 @@ def save_head(model: HeadedModel, out: str | Path, tokenizer: Any = None) -> Pat
         if out.exists():
             out.rmdir()
         staging.rename(out)
-    except OSError as error:
-        raise UserError(f"out={out} cannot be written: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"out={out} cannot be written: {reason}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return out
