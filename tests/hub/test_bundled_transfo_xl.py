@@ -143,6 +143,12 @@ def test_rows_are_not_padded_on_the_left():
         theirs(token_ids(1, 8), attention_mask=mask)
 
 
+def test_a_token_sees_itself_at_least():
+    _, theirs = both("as published")
+    with pytest.raises(ValueError, match="give 1 or more"):
+        theirs.reset_memory_length(0)
+
+
 def test_a_classifier_reads_the_last_token():
     config = TransfoXLConfig(
         **{"d_model": 32, "d_embed": 32, "n_layer": 1, "n_head": 2, "d_head": 16, "d_inner": 8},

@@ -337,6 +337,8 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
 
     def reset_memory_length(self, mem_len: int) -> None:
         """Remembers more or less than in training."""
+        if self.config.same_length and mem_len < 1:
+            raise ValueError("same_length=True lets each token see mem_len of them: give 1 or more")
         self.mem_len = mem_len
 
     def init_mems(self, rows: int) -> list[torch.Tensor]:
