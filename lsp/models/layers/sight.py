@@ -118,7 +118,7 @@ def make_sight(
     cut = partial(_runs, length, memory, reach, size.queries, size.keys)
     if document_BE is None:
         return Sight(length, memory, reach, None, (cut(None),))
-    # The one time that a GPU is waited for, in a pass.
+    # Waits for a GPU, once for all layers.
     rows = tuple(cut(document_E) for document_E in document_BE.cpu().numpy())
     return Sight(length, memory, reach, document_BE, rows)
 
