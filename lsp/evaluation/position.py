@@ -30,16 +30,22 @@ class PositionMeter:
 
     Attributes:
         module: The model, in evaluation mode.
+        unknown_id: The token of what is not in the vocabulary; None where there is none.
         buckets: Results by position in the document.
+        unknown: How many of the predicted tokens were that one.
     """
 
     module: LanguageModel
+    unknown_id: int | None = None
     buckets: list[Bucket] = field(default_factory=list)
+    unknown: int = 0
 
     def __call__(self, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss sum and count of a batch, as `lsp.training.evaluation.evaluate` asks for them."""
         losses_T, hits_T = self.module.token_losses(**tensors)
         predicted_BL = tensors["labels"] != IGNORE_INDEX
+        if self.unknown_id is not None:
+            self.unknown += int((tensors["labels"] == self.unknown_id).sum())
         if len(losses_T):
             self._add(tensors["position_ids"][predicted_BL], losses_T, hits_T)
         return losses_T.double().sum(), predicted_BL.sum()

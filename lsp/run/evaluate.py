@@ -19,7 +19,7 @@ from lsp.run.config import EvaluateConfig
 from lsp.run.load import LoadedRun, load_run
 from lsp.run.parts import batch_maker, bytes_per_token, vocabulary_of
 from lsp.run.reports import REPORTS
-from lsp.run.subject import Subject, open_subject, progress_of
+from lsp.run.subject import Subject, note, open_subject, progress_of
 from lsp.training.evaluation import evaluate
 
 
@@ -71,7 +71,8 @@ def summarise(subject: Subject, max_rows: int = 0) -> dict[str, Any]:
     maker = batch_maker(run, subject.prepared, split, vocabulary_of(subject.prepared))
     micro_batch = max(1, run.trainer.micro_batch_tokens // run.sequence_length)
     batches = EvaluationBatches(maker, Share(0, 1, micro_batch, micro_batch), max_rows)
-    meter, units = PositionMeter(subject.model), subject.units
+    unknown_id = subject.prepared.manifest["tokenizer"]["special_ids"].get("unk")
+    meter, units = PositionMeter(subject.model, unknown_id), subject.units
     with progress_of(f"evaluating {split}", len(batches)) as advance:
         found = evaluate(
             meter,
@@ -82,6 +83,12 @@ def summarise(subject: Subject, max_rows: int = 0) -> dict[str, Any]:
             on_batch=lambda *_: advance(1),
         )
     correct = sum(bucket.sums.correct for bucket in meter.buckets)
+    if meter.unknown and subject.causal:
+        note(
+            f"{meter.unknown / found.count:.1%} of the tokens stand for words that are not in the "
+            "vocabulary and spell no text: figures per byte, character and word are too low to "
+            "compare with those of other vocabularies"
+        )
     return {
         "run": loaded.run_dir.as_posix(),
         "step": loaded.step,
@@ -95,6 +102,7 @@ def summarise(subject: Subject, max_rows: int = 0) -> dict[str, Any]:
         "perplexity": found.perplexity,
         "word_perplexity": units.word_perplexity(found.loss),
         "accuracy": correct / found.count if found.count else None,
+        "unknown": meter.unknown / found.count if found.count else None,
         "bytes_per_token": found.bytes_per_token,
         "by_position": meter.rows(units),
     }

@@ -66,6 +66,24 @@ def test_characters_and_words_of_the_text(tmp_path):
     assert counts["bytes"] > 4 * counts["words"] > 0
 
 
+def test_words_that_are_not_known_are_told(small, tmp_path, capsys):
+    """They are cheap to predict, and their bytes count: the figures would look better."""
+    config, _, prepared = make_run(tmp_path, "tokenizer=word", "tokenizer.vocab_size=60")
+    unknown = prepared.manifest["tokenizer"]["special_ids"]["unk"]
+    maker = BatchMaker(
+        prepared.split("validation"), config.objective, vocabulary_of(prepared), config.seed
+    )
+    batches = EvaluationBatches(maker, Share(0, 1, 1, 1))
+    labels = torch.cat([batches[index].labels[0] for index in range(len(batches))])
+    result = measure(load_run(config.run_dir), "validation")
+    share = float((labels == unknown).sum()) / result["tokens"]
+    assert result["unknown"] == pytest.approx(share)
+    assert share > 0
+    assert f"lsp: {share:.1%} of the tokens stand for words that are not" in capsys.readouterr().err
+    assert measure(load_run(small[0].run_dir), "validation")["unknown"] == 0
+    assert "not in the vocabulary" not in capsys.readouterr().err
+
+
 def test_positions_add_up(small, monkeypatch):
     monkeypatch.setattr("lsp.evaluation.position.FIRST_BUCKET", 8)
     monkeypatch.setattr("lsp.models.interface.SCORES_AT_ONCE", 260 * 100)
