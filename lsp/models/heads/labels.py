@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -33,7 +34,10 @@ class Labels:
     id2label: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require(self.num_labels >= 1, f"num_labels={self.num_labels} has to be 1 or more")
+        require(
+            isinstance(self.num_labels, Integral) and self.num_labels >= 1,
+            f"num_labels={self.num_labels!r} has to be a whole number, 1 or more",
+        )
         if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
             raise unknown_choice("problem_type", self.problem_type, PROBLEM_TYPES)
         if not self.id2label:

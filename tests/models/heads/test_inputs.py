@@ -107,7 +107,8 @@ def test_a_causal_longformer_has_no_heads():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"num_labels": 0}, "num_labels=0 has to be 1 or more"),
+        ({"num_labels": 0}, "num_labels=0 has to be a whole number, 1 or more"),
+        ({"num_labels": "3"}, "num_labels='3' has to be a whole number"),
         ({"problem_type": "single"}, "problem_type=single is not known"),
         ({"num_labels": 3, "id2label": {0: "a", 1: "b"}}, "has to name the labels 0 to 2"),
     ],
