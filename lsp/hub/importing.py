@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from data_pipelines.published_tokenizers import PICKLES
+from data_pipelines.tokenizer_builders import byte_characters
 from data_pipelines.tokenizers import save_published
 from lsp.core.errors import UserError, require
 from lsp.hub.headless import is_headless, with_fresh_head
@@ -175,11 +176,9 @@ def _byte_tokenizer() -> Any:
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     special = ["<pad>", "<eos>"]
-    characters = [character for _, character in sorted(bytes_to_unicode().items())]
-    vocabulary = {token: number for number, token in enumerate([*special, *characters])}
+    vocabulary = {token: number for number, token in enumerate([*special, *byte_characters()])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
