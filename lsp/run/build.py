@@ -17,7 +17,7 @@ from lsp.checkpointing.snapshot import Snapshot, TrainState
 from lsp.checkpointing.store import CheckpointStore
 from lsp.core import ranks
 from lsp.core.errors import UserError
-from lsp.core.exit_codes import DONE, USER_ERROR
+from lsp.core.exit_codes import DONE, INTERRUPTED, USER_ERROR
 from lsp.core.ranks import leave_quietly, local_rank
 from lsp.core.seeding import seed_everything
 from lsp.data.batches import EvaluationBatches, Share, TrainingBatches
@@ -28,6 +28,7 @@ from lsp.parallel.collectives import (
     broadcast_object,
     main_process_first,
     main_process_only,
+    on_any_rank,
     together,
 )
 from lsp.parallel.prepare import prepare_engine
@@ -87,6 +88,15 @@ def run_training(config: RunConfig) -> int:
             while True:
                 code = _train(session, place, stop, watchdog)
                 if code != DONE or session.is_last:
+                    break
+                if on_any_rank(stop.signal is not None):  # while the phase was ending
+                    code = INTERRUPTED
+                    if place.is_main:
+                        print(
+                            f"lsp: stopped after phase {session.number + 1}; the same command "
+                            f"goes on from there (exit code {INTERRUPTED})",
+                            file=sys.stderr,
+                        )
                     break
                 session = _next_session(session)
         if place.is_main:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from lsp.run.build import run_training
 from lsp.run.compose import load_train_config, read_yaml
 from lsp.run.config import RunConfig
 from lsp.run.load import load_run
+from lsp.run.phases import Session
 from lsp.tracking.tracker import read_rows
 from lsp.training.trainer import Trainer
 from tests.run.test_exact_resume import CrashError, crash_after, signal_at
@@ -142,10 +145,28 @@ def test_killed_between_two_phases(
     assert_same_run(root / "between", root / "whole")
 
 
+def test_stopped_as_a_phase_ends(whole: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one, whose rows are longer, is not prepared for only to be left."""
+    root, corpus = whole
+    given = typed(root, corpus, name="ending")
+    begun: list[int] = []
+    build_trainer = build.build_trainer
+
+    def noted(session: Session, *more: Any) -> Any:
+        begun.append(session.number)
+        return build_trainer(session, *more)
+
+    with monkeypatch.context() as patch:
+        signal_at(patch, 3, signal.SIGTERM)
+        patch.setattr(build, "build_trainer", noted)
+        assert train(*given) == INTERRUPTED
+    assert begun == [0]
+    assert train(*given) == DONE
+    assert_same_run(root / "ending", root / "whole")
+
+
 @pytest.mark.slow
 def test_stopped_by_signals(whole: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    import signal
-
     root, corpus = whole
     given = typed(root, corpus, name="stopped")
     for step in (1, 4, 6):
