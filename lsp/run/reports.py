@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lsp.core.errors import UserError
+from lsp.core.errors import UserError, require
 from lsp.evaluation.context import by_context, context_lengths, longest_that_fits
 from lsp.evaluation.context import work as context_work
 from lsp.evaluation.passkey import Plan, Template, ask, keys_for
@@ -122,6 +122,12 @@ def sliding(subject: Subject, config: EvaluateConfig) -> Found:
                 **read,
             )
         return
+    for key in ("sliding_memories", "same_length", "clamp_len"):
+        value = getattr(config, key)
+        require(
+            value is None or value == [],
+            f"{key}={value} is for a model with a memory, and this one has none: leave it out",
+        )
     strides = config.sliding_strides or sorted({max(1, length // n) for n in (2, 4, 8)})[::-1]
     if max(strides) >= length:
         raise UserError(

@@ -201,9 +201,11 @@ def test_reports_that_have_nothing_to_measure_are_left_out(tmp_path, capsys):
         ({"passkey": True, "passkey_lengths": [96]}, "passkey_lengths=96: the model has positions"),
         ({"passkey": True, "passkey_lengths": [32]}, r"passkey_lengths=\[32\]: a text with"),
         ({"sliding": True, "sliding_strides": [64]}, r"sliding_strides=\[64\]: each has to be be"),
+        ({"sliding": True, "sliding_memories": [9]}, r"sliding_memories=\[9\] is for a model with"),
+        ({"sliding": True, "clamp_len": 9}, "clamp_len=9 is for a model with a memory"),
         ({"passkey": True, "passkey_distractors": 999}, "passkey_distractors=999: the vocabulary"),
     ],
-    ids=["context", "too long", "too short", "stride", "distractors"],
+    ids=["context", "too long", "too short", "stride", "memories", "clamp", "distractors"],
 )
 def test_reports_that_cannot_be_made(small, options, message):
     config, _, _ = small
