@@ -100,6 +100,10 @@ class RunConfig:
             require(value > 0, f"{key}={value} must be 1 or more, e.g. {key}=8192")
         for number, phase in enumerate(self.phases):
             phase.check(f"phases[{number}]")
+        require(
+            0 <= self.phase < max(1, len(self.phases)),
+            f"phase={self.phase} is for the run to set: leave it out; phases=[…] lists them",
+        )
         windows = [phase.attention_window is None for phase in self.phases]
         require(
             all(windows) or not any(windows),

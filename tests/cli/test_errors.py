@@ -27,6 +27,7 @@ MISTAKES = {
     "list-for-a-text": ("train run_name=[a,b]", ["run_name=[a,b]", "one text"]),
     "unknown-key-in-a-list": ("train phases=[{stps:3}]", ["stps", "did you mean steps?"]),
     "wrong-value-in-a-list": ("train phases=[{steps:a}]", ["phases: steps=a", "a whole number"]),
+    "phase-of-a-run": ("train phase=1", ["phase=1", "leave it out"]),
     "entry-of-a-list": ("train phases[0].steps=3", ["write phases.0.steps=3"]),
     "value-for-a-node": ("train trainer=5", ["trainer=5"]),
     "unknown-choice": ("train optimizer=adamx", ["optimizer=adamx", "'adamw'", "adafactor"]),
