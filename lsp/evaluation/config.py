@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from lsp.core.errors import require
 
 
+MOST_DISTRACTORS = 1000
+
+
 @dataclass
 class ReportsConfig:
     """The reports beside the loss by position, which costs nothing. All are of causal models.
@@ -72,6 +75,11 @@ class ReportsConfig:
         for key in ("passkey_depths", "passkey_samples", "passkey_distractors"):
             value = getattr(self, key)
             require(value >= 1, f"{key}={value} must be 1 or more")
+        require(
+            self.passkey_distractors <= MOST_DISTRACTORS,
+            f"passkey_distractors={self.passkey_distractors} must be at most {MOST_DISTRACTORS}: "
+            "each is a pass over every text, and there are only so many numbers",
+        )
         for key in ("passkey_lengths", "sliding_strides", "sliding_memories"):
             values = getattr(self, key)
             require(
