@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from lsp.core.errors import require
 
-
 MOST_DISTRACTORS = 1000
 
 
