@@ -22,7 +22,7 @@ from transformers import LongformerForMaskedLM
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
 from lsp.models.longformer import Longformer
-from lsp.models.longformer_config import LongformerConfig
+from lsp.models.longformer_config import RESIDUALS, LongformerConfig
 from lsp.models.longformer_layers import Attention, Memo
 from lsp.models.longformer_weights import from_published
 from lsp.models.memory import MemoryConfig
@@ -162,6 +162,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     else:
         config = LongformerConfig.from_dict(values)
         config.global_tokens = spec["global"]
+        config.residual = spec.get("residual", config.residual)
         model = Longformer(config).train()
     return measure_step(model, loss_of_step(spec["library"], model, MEMORY_LENGTH, spec["global"]))
 
@@ -188,6 +189,16 @@ def memory_row(vocab_size: int, global_tokens: int) -> dict[str, Any]:
     }
 
 
+def depth_row(residual: str) -> dict[str, Any]:
+    """What ten more layers take, where they are run one by one or as two reversible streams."""
+    mebibytes = []
+    for layers in (2, 12):
+        values = config_values(MEMORY_LENGTH, MEMORY_WINDOW, num_hidden_layers=layers)
+        spec = {"library": "lsp", "config": values, "global": 0, "residual": residual}
+        mebibytes.append(round(run_fresh(spec, __file__)["activation_bytes"] / MEGABYTE))
+    return {"residual": residual, "2_layers_MiB": mebibytes[0], "12_layers_MiB": mebibytes[1]}
+
+
 def time_rows(quick: bool, threads: int) -> list[dict[str, Any]]:
     torch.set_num_threads(threads)
     rows = []
@@ -211,6 +222,14 @@ def memory_rows() -> list[dict[str, Any]]:
     return rows
 
 
+def depth_rows() -> list[dict[str, Any]]:
+    rows = []
+    for residual in RESIDUALS:
+        rows.append(depth_row(residual))
+        print(*(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
+    return rows
+
+
 def time_text(rows: list[dict[str, Any]]) -> str:
     return "\n".join(
         [
@@ -229,17 +248,20 @@ def time_text(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def memory_text(rows: list[dict[str, Any]]) -> str:
+def memory_text(rows: list[dict[str, Any]], depths: list[dict[str, Any]]) -> str:
     return "\n".join(
         [
-            "## Peak memory",
-            "",
             f"A training step at {MEMORY_LENGTH:,} tokens, {MEMORY_LAYERS} layers, window "
             f"{MEMORY_WINDOW}, fp32, each in a fresh process: `MiB` is",
             "the peak beyond what the process held before it, with weights, gradients and AdamW's",
             "state in place; `s` the CPU-seconds of that first step.",
             "",
             table(rows),
+            "",
+            f"Our model of two depths, vocabulary {VOCABULARY}: as published, and with two streams",
+            "whose layers are computed back (`architecture.residual=reversible`).",
+            "",
+            table(depths),
         ]
     )
 
@@ -258,15 +280,21 @@ def main() -> None:
         print(json.dumps(measure(json.loads(arguments.measure))))
         return
     torch.set_num_threads(arguments.threads)
-    stamped, parts = stamp("transformers"), []
+    stamped = stamp("transformers")
+    found: dict[str, tuple[str, str]] = {}
     if arguments.only != "memory":
-        parts.append(time_text(time_rows(arguments.quick, arguments.threads)))
+        text = time_text(time_rows(arguments.quick, arguments.threads))
+        found["longformer_vs_transformers"] = "Longformer beside transformers", text
     if arguments.only != "time" and not arguments.quick:
-        parts.append(memory_text(memory_rows()))
-    text = "\n\n".join(parts)
-    print("\n" + text + "\n\n" + "\n".join(f"{key}: {value}" for key, value in stamped.items()))
-    if arguments.save:
-        print(save("longformer_vs_transformers", "Longformer beside transformers", text, stamped))
+        found["longformer_memory"] = (
+            "Peak memory of the Longformer",
+            memory_text(memory_rows(), depth_rows()),
+        )
+    for name, (title, text) in found.items():
+        print(f"\n{title}\n\n{text}")
+        if arguments.save:
+            print(save(name, title, text, stamped))
+    print("\n" + "\n".join(f"{key}: {value}" for key, value in stamped.items()))
 
 
 if __name__ == "__main__":
