@@ -413,6 +413,8 @@ class Longformer(LanguageModel):
         stream_BLD = self._like_stream(rows, length)
         attention, feed_forward, *_ = self.longformer.encoder.blocks()
         sizes: dict[str, Any] = {
+            "config": self.config,
+            "memory": dataclasses.replace(self.memory),
             "rows": rows,
             "length": length,
             "degree": self.longformer.exchange.degree,
@@ -423,12 +425,11 @@ class Longformer(LanguageModel):
             "stream": stream_BLD.element_size(),
             "product": 2 if half else stream_BLD.element_size(),
         }
-        memory = dataclasses.replace(self.memory)
         if not self.config.reversible:
-            return Pass(self.config, memory, **sizes)
+            return Pass(**sizes)
         groups = attention.groups(stream_BLD)
         sizes |= {"groups": len(groups), "heads": max(g.stop - g.start for g in groups)}
-        return ReversiblePass(self.config, memory, **sizes)
+        return ReversiblePass(**sizes)
 
     def flops_per_token(self, sequence_length: int) -> float:
         """See `LanguageModel`; attention counts the keys of a window."""

@@ -9,45 +9,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from lsp.models.layers.chunks import Window, block_sizes
 from lsp.models.layers.sliding_window import Span
 from lsp.models.longformer_config import LongformerConfig
-from lsp.models.memory import MemoryConfig
-
-FP32 = 4
+from lsp.models.passes import FP32, SequentialPass
 
 
-@dataclass(frozen=True)
-class Pass:
+@dataclass(frozen=True, kw_only=True)
+class Pass(SequentialPass):
     """A micro-batch on its way through the model.
 
     Attributes:
         config: Of the model.
-        memory: How it trades memory for time.
-        rows: Of the micro-batch.
-        length: Positions of a row that this model holds.
-        degree: How many hold the positions of a row together.
-        attention_tiles: Of what attention does position by position.
-        feed_forward_tiles: Of the feed-forward layer.
-        head_tiles: Of the language-model head.
-        device: Where it happens.
-        stream: Bytes of an element of the stream.
-        product: Bytes of an element of what matrix products give.
     """
 
     config: LongformerConfig
-    memory: MemoryConfig
-    rows: int
-    length: int
-    degree: int
-    attention_tiles: int
-    feed_forward_tiles: int
-    head_tiles: int
-    device: torch.device
-    stream: int
-    product: int
 
     def activation_bytes(self) -> dict[str, int]:
         """Bytes by what they are for; their sum is the estimate of the peak."""
@@ -57,36 +33,26 @@ class Pass:
             "a tile of the language-model head": self._head_moment(),
             "the gradients of the embeddings": self._embedding_moment(),
         }
-        largest = max(moments, key=lambda name: moments[name])
         # The input of the embeddings' norm, and the mask of its dropout.
-        found = {
+        kept = {
             "the stream and its gradients": 3 * self._stream_bytes + self._masks(1),
             f"what layers keep (memory={self.memory.residual})": self._kept_bytes(),
             "the head's share of the tied weight's gradient": self._waiting_bytes,
-            largest: moments[largest],
         }
-        return {name: size for name, size in found.items() if size}
+        return self._peak(kept, moments)
 
     @property
-    def _positions(self) -> int:
-        return self.rows * self.length
+    def _stream_size(self) -> int:
+        return self.config.hidden_size
 
     @property
-    def _stream_bytes(self) -> int:
-        return self._positions * self.config.hidden_size * self.stream
+    def _inner_size(self) -> int:
+        return self.config.intermediate_size
 
     @property
     def _product_bytes(self) -> int:
         """What a projection gives, or a copy of the stream in low precision."""
         return self._positions * self.config.hidden_size * self.product
-
-    @property
-    def _half(self) -> bool:
-        return self.product < self.stream
-
-    @property
-    def _stored(self) -> bool:
-        return self.memory.residual == "stored"
 
     @property
     def _projections(self) -> int:
@@ -198,20 +164,9 @@ class Pass:
         copies = 2 if at_once == 1 and self.product == FP32 else 4
         return buffers + (copies * keys + 3 * queries) * size * self.product
 
-    def _feed_forward_moment(self) -> int:
-        config = self.config
-        weights = 2 * FP32 * 2 * config.hidden_size * config.intermediate_size
-        if self._stored:
-            inside = self._positions * config.intermediate_size * self.product
-            return inside + weights // 4
-        tile = -(-self.length // self.feed_forward_tiles) * self.rows
-        inside = tile * config.intermediate_size * 3 * self.product
-        outside = tile * config.hidden_size * 4 * self.stream
-        return self._stream_bytes + inside + outside + weights
-
     def _head_moment(self) -> int:
         config = self.config
-        tile = -(-self.length // self.head_tiles) * self.rows
+        tile = self._tile(self.head_tiles)
         scores = tile * config.vocab_size
         weights = config.hidden_size * config.vocab_size
         # Scores, their logarithms and gradients; later the last, and the weight's gradient.

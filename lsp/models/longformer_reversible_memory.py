@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lsp.models.longformer_memory import FP32, Pass
+from lsp.models.longformer_memory import Pass
+from lsp.models.passes import FP32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReversiblePass(Pass):
     """A micro-batch on its way through a model of two streams.
 
@@ -29,15 +30,13 @@ class ReversiblePass(Pass):
             "a tile of the language-model head": self._head_moment(),
             "the gradients of the embeddings": self._embedding_moment(),
         }
-        largest = max(moments, key=lambda name: moments[name])
         # The input of the embeddings' norm, and the mask of its dropout.
-        found = {
+        kept = {
             "the two streams and their gradients": 5 * self._stream_bytes + self._masks(1),
             f"what layers keep (memory={self.memory.residual})": self._kept_bytes(),
             "the head's share of the tied weight's gradient": self._waiting_bytes,
-            largest: moments[largest],
         }
-        return {name: size for name, size in found.items() if size}
+        return self._peak(kept, moments)
 
     @property
     def _heads_at_once(self) -> int:
@@ -102,7 +101,7 @@ class ReversiblePass(Pass):
         weights = 2 * FP32 * 2 * config.hidden_size * config.intermediate_size
         if self._stored:
             return self._positions * config.intermediate_size * self.product + weights // 4
-        tile = -(-self.length // self.feed_forward_tiles) * self.rows
+        tile = self._tile(self.feed_forward_tiles)
         inside = tile * config.intermediate_size * 3 * self.product
         return inside + tile * config.hidden_size * 4 * self.stream + weights
 

@@ -361,10 +361,10 @@ class Reformer(LanguageModel):
         spans = [layer.attention.groups(stream_BLD) for layer in layers]
         self.config.settle_num_buckets(length * self.reformer.exchange.degree)
         return Pass(
-            self.config,
-            dataclasses.replace(self.memory),
-            rows,
-            length,
+            config=self.config,
+            memory=dataclasses.replace(self.memory),
+            rows=rows,
+            length=length,
             degree=self.reformer.exchange.degree,
             heads=tuple(max(span.stop - span.start for span in group) for group in spans),
             groups=tuple(len(group) for group in spans),

@@ -10,47 +10,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-import torch
-
 from lsp.models.layers.chunks import Window, block_sizes
 from lsp.models.layers.lsh import bucket_dtype
-from lsp.models.memory import MemoryConfig
+from lsp.models.passes import FP32, ModelPass
 from lsp.models.reformer_config import ReformerConfig
 
-FP32, INT64 = 4, 8
+INT64 = 8
 
 
-@dataclass(frozen=True)
-class Pass:
+@dataclass(frozen=True, kw_only=True)
+class Pass(ModelPass):
     """A micro-batch on its way through the model.
 
     Attributes:
         config: Of the model.
-        memory: How it trades memory for time.
-        rows: Of the micro-batch.
-        length: Positions of a row that this model holds.
-        degree: How many hold the positions of a row together.
         heads: Heads of the largest group of each layer's attention.
         groups: Number of those groups, of each layer.
-        feed_forward_tiles: Of the feed-forward layer.
-        head_tiles: Of the language-model head.
-        device: Where it happens.
-        stream: Bytes of an element of a stream.
-        product: Bytes of an element of what matrix products give.
     """
 
     config: ReformerConfig
-    memory: MemoryConfig
-    rows: int
-    length: int
-    degree: int
     heads: tuple[int, ...]
     groups: tuple[int, ...]
-    feed_forward_tiles: int
-    head_tiles: int
-    device: torch.device
-    stream: int
-    product: int
 
     def activation_bytes(self) -> dict[str, int]:
         """Bytes by what they are for; their sum is the estimate of the peak."""
@@ -63,22 +43,16 @@ class Pass:
             "a tile of the feed-forward layer": self._feed_forward_moment(),
             "a tile of the language-model head": self._head_moment(),
         }
-        largest = max(moments, key=lambda name: moments[name])
-        found = {
+        kept = {
             "the two streams and their gradients": 4 * self._stream_bytes,
             f"what layers keep (memory={self.memory.residual})": self._kept_bytes(),
             "hash buckets": self._bucket_bytes(),
-            largest: moments[largest],
         }
-        return {name: size for name, size in found.items() if size}
+        return self._peak(kept, moments)
 
     @property
-    def _positions(self) -> int:
-        return self.rows * self.length
-
-    @property
-    def _stream_bytes(self) -> int:
-        return self._positions * self.config.hidden_size * self.stream
+    def _stream_size(self) -> int:
+        return self.config.hidden_size
 
     @property
     def _normalised_bytes(self) -> int:
@@ -143,7 +117,7 @@ class Pass:
         moment = (projections + 1) * group + self._kernel_bytes(kind, heads)
         if self.degree > 1:  # on both sides of the exchange
             moment += projections * group
-        if self.memory.residual == "stored":  # the layer above has been freed by then
+        if self._stored:  # the layer above has been freed by then
             return moment - self._stored_feed_forward()
         # What the kernel keeps: the projections, LSH attention also its output.
         moment += (3 * group) + self._softmax_bytes(kind, heads)
@@ -179,9 +153,9 @@ class Pass:
 
     def _feed_forward_moment(self) -> int:
         config = self.config
-        if self.memory.residual == "stored":
+        if self._stored:
             return self._positions * config.feed_forward_size * self.product
-        tile = -(-self.length // self.feed_forward_tiles) * self.rows
+        tile = self._tile(self.feed_forward_tiles)
         # What the activation gave and its gradient; the dropout mask and its random numbers.
         inside = tile * config.feed_forward_size * (2 * self.product + 3)
         weights = 2 * config.hidden_size * config.feed_forward_size
@@ -189,7 +163,7 @@ class Pass:
 
     def _head_moment(self) -> int:
         config = self.config
-        tile = -(-self.length // self.head_tiles) * self.rows
+        tile = self._tile(self.head_tiles)
         scores = tile * config.vocab_size
         weights = 2 * FP32 * 2 * config.hidden_size * config.vocab_size
         # Scores, their logarithms and gradients; later the last two, and the weights' gradients,

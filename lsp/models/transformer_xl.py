@@ -238,11 +238,11 @@ class TransformerXL(LanguageModel):
         stream_BLD = self._like_stream(rows, length)
         layer = cast(TransformerXLLayer, self.transformer.layers[0])
         return Pass(
-            self.config,
-            dataclasses.replace(self.memory),
-            self.transformer.mem_len,
-            rows,
-            length,
+            config=self.config,
+            memory=dataclasses.replace(self.memory),
+            mem_len=self.transformer.mem_len,
+            rows=rows,
+            length=length,
             degree=self.transformer.exchange.degree,
             attention_tiles=len(layer.dec_attn.tiles(stream_BLD)),
             feed_forward_tiles=len(layer.pos_ff.tiles(stream_BLD)),

@@ -11,48 +11,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
-
 from lsp.models.layers.sight import largest_block
-from lsp.models.memory import MemoryConfig
+from lsp.models.passes import FP32, SequentialPass
 from lsp.models.transformer_xl_config import RELATIVE, TransformerXLConfig
 
-FP32 = 4
 
-
-@dataclass(frozen=True)
-class Pass:
+@dataclass(frozen=True, kw_only=True)
+class Pass(SequentialPass):
     """A micro-batch on its way through the model, with as long a memory as it can have.
 
     Attributes:
         config: Of the model.
-        memory: How it trades memory for time.
         mem_len: Positions that are remembered.
-        rows: Of the micro-batch.
-        length: Positions of a row that this model holds.
-        degree: How many hold the positions of a row together.
-        attention_tiles: Of what attention does position by position.
-        feed_forward_tiles: Of the feed-forward layer.
-        head_tiles: Of the language-model head.
         head_scores: The most scores of a position.
-        device: Where it happens.
-        stream: Bytes of an element of the stream.
-        product: Bytes of an element of what matrix products give.
     """
 
     config: TransformerXLConfig
-    memory: MemoryConfig
     mem_len: int
-    rows: int
-    length: int
-    degree: int
-    attention_tiles: int
-    feed_forward_tiles: int
-    head_tiles: int
     head_scores: int
-    device: torch.device
-    stream: int
-    product: int
 
     def activation_bytes(self) -> dict[str, int]:
         """Bytes by what they are for; their sum is the estimate of the peak."""
@@ -62,24 +38,22 @@ class Pass:
             "a tile of the language-model head": self._head_moment(),
             "the gradients of the embedding": self._embedding_moment(),
         }
-        largest = max(moments, key=lambda name: moments[name])
-        found = {
+        kept = {
             "the stream and its gradients": 2 * self._stream_bytes + self._masks(1),
             "what is remembered, before and after": 2 * self._remembered_bytes,
             "distances": self._places_bytes,
             f"what layers keep (memory={self.memory.residual})": self._kept_bytes(),
             "the head's share of the tied weights' gradients": self._waiting_bytes,
-            largest: moments[largest],
         }
-        return {name: size for name, size in found.items() if size}
+        return self._peak(kept, moments)
 
     @property
-    def _positions(self) -> int:
-        return self.rows * self.length
+    def _stream_size(self) -> int:
+        return self.config.d_model
 
     @property
-    def _stream_bytes(self) -> int:
-        return self._positions * self.config.d_model * self.stream
+    def _inner_size(self) -> int:
+        return self.config.d_inner
 
     @property
     def _width(self) -> int:
@@ -90,14 +64,6 @@ class Pass:
     def _product_bytes(self) -> int:
         """What one of three projections gives."""
         return self._positions * self._width * self.product
-
-    @property
-    def _half(self) -> bool:
-        return self.product < self.stream
-
-    @property
-    def _stored(self) -> bool:
-        return self.memory.residual == "stored"
 
     @property
     def _keys(self) -> int:
@@ -235,19 +201,9 @@ class Pass:
             buffers += block.heads * (self._keys + block.queries) * size * (self.product + FP32)
         return buffers + 6 * block.heads * block.queries * size * self.product
 
-    def _feed_forward_moment(self) -> int:
-        config = self.config
-        weights = 2 * FP32 * 2 * config.d_model * config.d_inner
-        if self._stored:
-            return self._positions * config.d_inner * self.product + weights // 4
-        tile = -(-self.length // self.feed_forward_tiles) * self.rows
-        inside = tile * config.d_inner * 3 * self.product
-        outside = tile * config.d_model * 4 * self.stream
-        return self._stream_bytes + inside + outside + weights
-
     def _head_moment(self) -> int:
         config = self.config
-        tile = -(-self.length // self.head_tiles) * self.rows
+        tile = self._tile(self.head_tiles)
         scores = tile * self.head_scores
         weights = self._embedding_weights
         # Scores, their logarithms and gradients; later the last, and the weight's gradient.
