@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from lsp.core.errors import require
 from lsp.models.layers.recent import Window
 from lsp.models.longformer_layers import Memo, WindowAttention
+from lsp.models.reading import check_step
 
 if TYPE_CHECKING:
     from lsp.models.longformer import Longformer
@@ -59,14 +59,7 @@ def step(model: Longformer, input_ids_BT: torch.Tensor, cache: LongformerCache) 
         UserError: The model is not causal, or has no more positions.
     """
     config, new = model.config, input_ids_BT.shape[1]
-    require(config.is_decoder, "is_decoder=false: a bidirectional model cannot generate text")
-    require(not model.training, "generation needs model.eval(): dropout is on in training mode")
-    require(new > 0, "the prompt is empty: give at least one token to continue")
-    require(
-        cache.length + new <= config.max_positions,
-        f"{cache.length + new} tokens are more than the {config.max_positions} positions that "
-        f"have an embedding: generate fewer tokens, or shorten the prompt",
-    )
+    check_step(model, new, cache.length, config.max_positions)
     if cache.length == 0:
         return _read_prompt(model, input_ids_BT, cache)
     for t in range(new):

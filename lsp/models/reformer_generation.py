@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from lsp.core.errors import require
 from lsp.models.layers.chunked_attention import SELF_SCORE
 from lsp.models.layers.linear import HeadLinear
 from lsp.models.layers.reversible import add_branch
+from lsp.models.reading import check_step
 from lsp.models.reformer_layers import (
     Attention,
     LocalSelfAttention,
@@ -97,14 +97,7 @@ def step(model: Reformer, input_ids_BT: torch.Tensor, cache: ReformerCache) -> t
         UserError: The model is not causal, or has no more positions.
     """
     config, new = model.config, input_ids_BT.shape[1]
-    require(config.is_decoder, "is_decoder=false: a bidirectional model cannot generate text")
-    require(not model.training, "generation needs model.eval(): dropout is on in training mode")
-    require(new > 0, "the prompt is empty: give at least one token to continue")
-    require(
-        cache.length + new <= config.max_positions,
-        f"{cache.length + new} tokens are more than the {config.max_positions} positions that "
-        f"have an embedding: generate fewer tokens, or shorten the prompt",
-    )
+    check_step(model, new, cache.length, config.max_positions)
     # A prompt of one chunk needs no buckets, but the text that follows it does.
     config.settle_num_buckets(config.max_positions)
     if cache.length == 0:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from lsp.core.errors import require
 from lsp.models.layers.recent import Window
 from lsp.models.layers.sight import make_sight
+from lsp.models.reading import check_step
 from lsp.models.transformer_xl_config import RELATIVE
 from lsp.models.transformer_xl_layers import DecoderAttention, Memo, TransformerXLLayer
 from lsp.models.transformer_xl_stack import SEGMENTS, layer_name
@@ -66,8 +66,7 @@ def step(
     Returns:
         (B, V) log probabilities of the next token.
     """
-    require(not model.training, "generation needs model.eval(): dropout is on in training mode")
-    require(input_ids_BT.shape[1] > 0, "the prompt is empty: give at least one token to continue")
+    check_step(model, input_ids_BT.shape[1])
     if not model.config.relative or model.transformer.mem_len == 0:
         cache.text.append(input_ids_BT)
         model.recall(None)
