@@ -14,12 +14,10 @@ from lsp.hub.bundled.modeling_lsp_longformer import (
     LspLongformerForCausalLM,
     LspLongformerForMaskedLM,
 )
-from lsp.hub.export import export_model
 from lsp.hub.form import BUNDLED
-from lsp.hub.importing import read_published
 from lsp.hub.published import config_from_published, form_of
 from lsp.models.longformer import Longformer
-from tests.hub.tiny import shaken, tiny_evidence
+from tests.hub.tiny import assert_comes_back, export_alone, shaken
 from tests.training.tiny import LENGTH, longformer
 
 torch.set_num_threads(1)
@@ -149,15 +147,7 @@ def test_the_code_needs_transformers_and_torch_alone():
 def exported(tmp_path_factory):
     out = tmp_path_factory.mktemp("bundled") / "out"
     model = shaken(longformer(**KINDS["reversible, causal, with gaps"]))
-    found = export_model(
-        model,
-        build=Longformer,
-        sequence_length=LENGTH,
-        tokenizer_path=None,
-        out=out,
-        evidence=tiny_evidence(),
-        max_shard_size=20_000,
-    )
+    found = export_alone(model, LENGTH, out, max_shard_size=20_000)
     return out, model, found
 
 
@@ -181,11 +171,8 @@ def test_without_the_code_it_does_not_open_as_another_model(exported, monkeypatc
 
 def test_it_comes_back_bit_equal(exported):
     out, model, _ = exported
-    back = read_published(out)
+    back = assert_comes_back(model, out)
     assert (back.architecture, back.objective, back.ignored) == ("longformer", "causal", [])
-    assert back.config == model.config
-    assert back.weights.keys() == model.state_dict().keys()
-    assert all(torch.equal(back.weights[n], w) for n, w in model.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -18,11 +18,10 @@ from lsp.hub.bundled.modeling_transfo_xl import (
     TransfoXLForSequenceClassification,
     TransfoXLLMHeadModel,
 )
-from lsp.hub.export import export_model
 from lsp.hub.importing import read_published
 from lsp.hub.published import config_from_published, form_of
 from lsp.models.transformer_xl import TransformerXL
-from tests.hub.tiny import shaken, tiny_evidence
+from tests.hub.tiny import assert_comes_back, export_alone, shaken
 from tests.training.tiny import transformer_xl
 
 torch.set_num_threads(1)
@@ -181,15 +180,7 @@ def test_a_classifier_reads_the_last_token():
 def exported(tmp_path_factory):
     out = tmp_path_factory.mktemp("bundled") / "out"
     model = ours("nothing before a text")
-    found = export_model(
-        model,
-        build=TransformerXL,
-        sequence_length=LENGTH,
-        tokenizer_path=None,
-        out=out,
-        evidence=tiny_evidence(),
-        max_shard_size=20_000,
-    )
+    found = export_alone(model, LENGTH, out, max_shard_size=20_000)
     return out, model, found
 
 
@@ -224,10 +215,7 @@ def test_the_config_comes_back(kind: str):
 
 def test_it_comes_back_bit_equal(exported):
     out, model, _ = exported
-    back = read_published(out)
-    assert (back.architecture, back.config) == ("transformer_xl", model.config)
-    assert back.weights.keys() == model.state_dict().keys()
-    assert all(torch.equal(back.weights[n], w) for n, w in model.state_dict().items())
+    assert assert_comes_back(model, out).architecture == "transformer_xl"
 
 
 @pytest.mark.parametrize("kind", ["as published", "no clusters", "alike clusters", "nothing tied"])
@@ -292,14 +280,7 @@ def test_the_last_release_opens_it_as_its_own(last_release, tmp_path):
     kinds += ["norms first, shared biases", "own projections"]
     for kind in kinds:
         model, folder = ours(kind), tmp_path / "exports" / kind
-        export_model(
-            model,
-            build=TransformerXL,
-            sequence_length=LENGTH,
-            tokenizer_path=None,
-            out=folder / "export",
-            evidence=tiny_evidence(),
-        )
+        export_alone(model, LENGTH, folder / "export")
         tensors = {"ids": token_ids(1, 60)}
         with torch.no_grad():
             for half, row in zip(("first", "second"), tensors["ids"].chunk(2, 1), strict=True):

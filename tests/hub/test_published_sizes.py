@@ -7,10 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from lsp.hub.export import export_model
-from lsp.hub.importing import read_published
 from lsp.models import registry
-from tests.hub.tiny import tiny_evidence
+from tests.hub.tiny import assert_comes_back, export_alone
 
 LONGFORMER_BASE: dict[str, Any] = {
     "attention_window": [512] * 12,
@@ -59,17 +57,7 @@ def test_a_model_of_the_published_size(name: str, tmp_path):
     model = row.build(row.config_class(**values)).eval()
     assert sum(p.numel() for p in model.parameters()) == parameters
     out = tmp_path / "out"
-    found = export_model(
-        model,
-        build=row.build,
-        sequence_length=length,
-        tokenizer_path=None,
-        out=out,
-        evidence=tiny_evidence(),
-        max_shard_size=400_000_000,
-    )
+    found = export_alone(model, length, out, max_shard_size=400_000_000)
     assert [case.length for case in found.cases] == [128, length]
     assert len(list(out.glob("model-*.safetensors"))) > 1
-    back = read_published(out)
-    assert back.config == model.config
-    assert all(torch.equal(back.weights[n], w) for n, w in model.state_dict().items())
+    assert_comes_back(model, out)

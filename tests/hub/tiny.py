@@ -10,6 +10,9 @@ import torch
 from data_pipelines.config import TokenizerConfig
 from data_pipelines.tokenizers import save_tokenizer
 from lsp.hub.card import Evidence
+from lsp.hub.comparison import Comparison
+from lsp.hub.export import export_model
+from lsp.hub.importing import PublishedModel, read_published
 from lsp.models.interface import LanguageModel
 from lsp.models.reformer import Reformer
 from lsp.models.reformer_config import ReformerConfig
@@ -70,3 +73,27 @@ def tiny_evidence(**changes: Any) -> Evidence:
         "versions": {"torch": "1.2.3"},
     }
     return Evidence(**(values | changes))
+
+
+def export_alone(
+    model: LanguageModel, sequence_length: int, out: Path, **options: Any
+) -> Comparison:
+    """Exports a model without a tokenizer."""
+    return export_model(
+        model,
+        build=type(model),
+        sequence_length=sequence_length,
+        tokenizer_path=None,
+        out=out,
+        evidence=tiny_evidence(),
+        **options,
+    )
+
+
+def assert_comes_back(model: LanguageModel, folder: Path) -> PublishedModel:
+    """The folder holds the model's configuration and, bit for bit, its weights."""
+    back = read_published(folder)
+    assert back.config == model.config
+    assert back.weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(back.weights[n], w) for n, w in model.state_dict().items())
+    return back
