@@ -34,7 +34,7 @@ from lsp.models.longformer_layers import LongformerLayer, Memo, WindowAttention
 from lsp.models.longformer_memory import Pass
 from lsp.models.longformer_reversible import ReversibleLayer
 from lsp.models.longformer_reversible_memory import ReversiblePass
-from lsp.models.memory import MemoryConfig
+from lsp.models.memory import MemoryConfig, as_if
 
 
 class LongformerEmbeddings(nn.Module):
@@ -399,15 +399,8 @@ class Longformer(LanguageModel):
     def activation_bytes(
         self, rows: int, length: int, *, half: bool = False, memory: MemoryConfig | None = None
     ) -> dict[str, int]:
-        own = dataclasses.replace(self.memory)
-        try:
-            # The layers share this object, and cut themselves up by it.
-            vars(self.memory).update(
-                vars(memory.settled(residuals(self.config)) if memory else own)
-            )
+        with as_if(self.memory, memory and memory.settled(residuals(self.config))):
             return self._pass(rows, length, half).activation_bytes()
-        finally:
-            vars(self.memory).update(vars(own))
 
     def _pass(self, rows: int, length: int, half: bool) -> Pass:
         stream_BLD = self._like_stream(rows, length)

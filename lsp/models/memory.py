@@ -6,7 +6,8 @@ group of heads have masks of their own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from lsp.core.errors import require, unknown_choice
@@ -100,3 +101,19 @@ def check_residual(residual: str, possible: Sequence[str]) -> None:
         f"{' or '.join(possible)}; a Longformer of two streams, which is another model, has it "
         "with architecture.residual=reversible",
     )
+
+
+@contextmanager
+def as_if(memory: MemoryConfig, other: MemoryConfig | None) -> Iterator[None]:
+    """For as long as it lasts, layers that share `memory` cut themselves up by `other`.
+
+    Args:
+        memory: The object that they share; afterwards as before.
+        other: Settled; None for no change.
+    """
+    own = vars(memory).copy()
+    vars(memory).update(vars(other or memory))
+    try:
+        yield
+    finally:
+        vars(memory).update(own)

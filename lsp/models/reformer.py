@@ -25,7 +25,7 @@ from lsp.models.layers.lsh import bucket_dtype
 from lsp.models.layers.positions import AxialPositions, AxialTables, LearnedPositions
 from lsp.models.layers.reversible import Branch, Drift, run_stack
 from lsp.models.layers.trace import Trace
-from lsp.models.memory import MemoryConfig
+from lsp.models.memory import MemoryConfig, as_if
 from lsp.models.reformer_config import RESIDUALS, ReformerConfig
 from lsp.models.reformer_generation import LayerCache, ReformerCache
 from lsp.models.reformer_generation import step as generation_step
@@ -347,13 +347,8 @@ class Reformer(LanguageModel):
     def activation_bytes(
         self, rows: int, length: int, *, half: bool = False, memory: MemoryConfig | None = None
     ) -> dict[str, int]:
-        own = dataclasses.replace(self.memory)
-        try:
-            # The layers share this object, and cut themselves up by it.
-            vars(self.memory).update(vars(memory or own))
+        with as_if(self.memory, memory):
             return self._pass(rows, length, half).activation_bytes()
-        finally:
-            vars(self.memory).update(vars(own))
 
     def _pass(self, rows: int, length: int, half: bool) -> Pass:
         stream_BLD = self._stream(rows, length)

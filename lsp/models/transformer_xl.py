@@ -20,7 +20,7 @@ from lsp.models.layers.adaptive_softmax import AdaptiveLogSoftmax, Projection
 from lsp.models.layers.dropout import derive_seed, seeded_dropout
 from lsp.models.layers.exchange import Exchange
 from lsp.models.layers.losses import tiled_loss
-from lsp.models.memory import MemoryConfig
+from lsp.models.memory import MemoryConfig, as_if
 from lsp.models.transformer_xl_config import (
     RESIDUALS,
     TransformerXLConfig,
@@ -226,13 +226,8 @@ class TransformerXL(LanguageModel):
     def activation_bytes(
         self, rows: int, length: int, *, half: bool = False, memory: MemoryConfig | None = None
     ) -> dict[str, int]:
-        own = dataclasses.replace(self.memory)
-        try:
-            # The layers share this object, and cut themselves up by it.
-            vars(self.memory).update(vars(memory.settled(RESIDUALS) if memory else own))
+        with as_if(self.memory, memory and memory.settled(RESIDUALS)):
             return self._pass(rows, length, half).activation_bytes()
-        finally:
-            vars(self.memory).update(vars(own))
 
     def _pass(self, rows: int, length: int, half: bool) -> Pass:
         stream_BLD = self._like_stream(rows, length)
