@@ -46,8 +46,8 @@ COMMON = [
 ]
 
 # Steps, tokens of a row, tokens of a step, factor of the learning rate, window of the Longformer.
-# Absolute positions are learnt on short rows; on long ones alone, a million tokens later, these
-# models still know no more than pairs of letters. Longer rows begin with copies of the positions
+# Absolute positions are learnt on short rows: on rows of 1,024 alone a Reformer knew, a million
+# tokens later, little more than pairs of letters. Longer rows begin with copies of the positions
 # of shorter ones, so no window reaches back to where its own position is used again.
 STAGES = [
     (768, 128, 1024, 1.0, 64),
