@@ -186,6 +186,9 @@ class AdaptiveLanguageModelling(HeadedModel):
     keeps_lm_head = True
     reader: TransformerXLReader
 
+    def build(self) -> None:
+        """Has nothing of its own."""
+
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
