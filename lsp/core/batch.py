@@ -9,7 +9,8 @@ Shape legend, used in names across the project (`x_BLD`, `q_BNLH`):
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -27,12 +28,17 @@ class Batch:
             `IGNORE_INDEX` where nothing is predicted.
         segment_ids: (B, L) 0 for padding, 1.. for the number of the document in its row.
         position_ids: (B, L) position of the token inside its document.
+        extra: What an objective gives beside these, by the name of the model's argument: each with
+            the rows first, such as `decoder_input_ids` (B, T). Where there is a decoder, `labels`
+            are what it predicts, (B, T). A row without labels predicts nothing at all, whatever
+            `extra` has for it.
     """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
     segment_ids: torch.Tensor
     position_ids: torch.Tensor
+    extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The fields by name, as keyword arguments of a model's `forward`."""
@@ -41,18 +47,29 @@ class Batch:
             "labels": self.labels,
             "segment_ids": self.segment_ids,
             "position_ids": self.position_ids,
+            **self.extra,
         }
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(**{k: v.to(device, non_blocking=True) for k, v in self.tensors().items()})
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def rows(self, start: int, stop: int) -> Batch:
         """Rows `start:stop` of the batch, without a copy."""
-        return Batch(**{k: v[start:stop] for k, v in self.tensors().items()})
+        return self._each(lambda tensor: tensor[start:stop])
 
     def positions(self, start: int, stop: int) -> Batch:
         """Positions `start:stop` of every row, each tensor contiguous."""
-        return Batch(**{k: v[:, start:stop].contiguous() for k, v in self.tensors().items()})
+        assert not self.extra, "only tensors of one value for each position can be shared"
+        return self._each(lambda tensor: tensor[:, start:stop].contiguous())
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        return Batch(
+            change(self.input_ids),
+            change(self.labels),
+            change(self.segment_ids),
+            change(self.position_ids),
+            {name: change(tensor) for name, tensor in self.extra.items()},
+        )
 
     @property
     def num_predicted(self) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,7 +14,7 @@ from lsp.core.batch import IGNORE_INDEX, Batch, positions_from_segments
 from lsp.core.seeding import stream
 from lsp.data import objectives
 from lsp.data.config import ObjectiveConfig
-from lsp.data.objectives import Vocabulary
+from lsp.data.objectives.sample import Row, Sample, Vocabulary
 from lsp.data.order import ContiguousOrder, Order, SampleOrder
 
 OBJECTIVE_STREAM = 2
@@ -113,19 +113,12 @@ class BatchMaker:
 
     def make(self, rows: Sequence[int], keys: Sequence[tuple[int, ...]]) -> Batch:
         """A batch of `rows`; row i takes its random choices from `keys[i]`."""
-        inputs, labels, segments = [], [], []
-        for row, key in zip(rows, keys, strict=True):
-            ids, segment_ids = self.rows.row(row)
-            generator = stream(self.seed, *key)
-            ids, row_labels = self._objective(
-                ids.astype(np.int64), segment_ids, generator, self.config, self.vocabulary
-            )
-            if self.contiguous and self.config.name == "causal":
-                row_labels[-1] = self._token_after(row)
-            inputs.append(ids)
-            labels.append(row_labels)
-            segments.append(segment_ids.astype(np.int64))
-        segment_ids_BL = torch.from_numpy(np.stack(segments))
+        samples = [self._sample(row, key) for row, key in zip(rows, keys, strict=True)]
+
+        def stacked(parts: Iterable[np.ndarray]) -> torch.Tensor:
+            return torch.from_numpy(np.stack(list(parts)))
+
+        segment_ids_BL = stacked(sample.segment_ids for sample in samples)
         position_ids_BL = positions_from_segments(segment_ids_BL)
         if self.contiguous:
             offsets_B = torch.tensor([self.rows.offset(row) for row in rows])
@@ -133,11 +126,30 @@ class BatchMaker:
             first_BL = position_ids_BL == torch.arange(position_ids_BL.shape[1])
             position_ids_BL += offsets_B[:, None] * first_BL
         return Batch(
-            input_ids=torch.from_numpy(np.stack(inputs)),
-            labels=torch.from_numpy(np.stack(labels)),
+            input_ids=stacked(sample.input_ids for sample in samples),
+            labels=stacked(sample.labels for sample in samples),
             segment_ids=segment_ids_BL,
             position_ids=position_ids_BL,
+            extra={
+                name: stacked(sample.extra[name] for sample in samples) for name in samples[0].extra
+            },
         )
+
+    def _sample(self, row: int, key: tuple[int, ...]) -> Sample:
+        generator = stream(self.seed, *key)
+        sample = self._objective(
+            Row(*self._read(row), another=self._another), generator, self.config, self.vocabulary
+        )
+        if self.contiguous and self.config.name == "causal":
+            sample.labels[-1] = self._token_after(row)
+        return sample
+
+    def _read(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        ids, segment_ids = self.rows.row(row)
+        return ids.astype(np.int64), segment_ids.astype(np.int64)
+
+    def _another(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        return self._read(int(generator.integers(len(self.rows))))
 
     def _token_after(self, row: int) -> int:
         """What follows a row in its last document; `IGNORE_INDEX` where that has ended."""

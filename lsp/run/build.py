@@ -21,7 +21,7 @@ from lsp.core.exit_codes import DONE, INTERRUPTED, USER_ERROR
 from lsp.core.ranks import leave_quietly, local_rank
 from lsp.core.seeding import seed_everything
 from lsp.data.batches import EvaluationBatches, Share, TrainingBatches
-from lsp.data.objectives import Vocabulary
+from lsp.data.objectives.sample import Vocabulary
 from lsp.models import registry
 from lsp.models.interface import LanguageModel
 from lsp.parallel.collectives import (

@@ -10,7 +10,7 @@ import torch
 from data_pipelines.prepare import PreparedData, prepare
 from lsp.core.errors import UserError
 from lsp.data.batches import BatchMaker
-from lsp.data.objectives import Vocabulary
+from lsp.data.objectives.sample import Vocabulary
 from lsp.models import registry
 from lsp.models.interface import LanguageModel
 from lsp.run.config import RunConfig

@@ -7,10 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipelines.packing import concatenate
-from lsp.data.objectives import Vocabulary
+from lsp.data.objectives.sample import Row, Vocabulary
 
 VOCABULARY = Vocabulary(size=260, mask_id=3, special_ids=frozenset((0, 1, 2, 3)))
 PAD = 0
+
+
+def row_of(ids: np.ndarray, segments: np.ndarray) -> Row:
+    """A row that is alone in its split."""
+    own = (ids.astype(np.int64), segments.astype(np.int64))
+    return Row(*own, another=lambda _: own)
 
 
 class ListRows:

@@ -8,16 +8,17 @@ from lsp.core.errors import UserError
 from lsp.core.seeding import stream
 from lsp.data import objectives
 from lsp.data.config import ObjectiveConfig
-from lsp.data.objectives import Vocabulary
 from lsp.data.objectives.causal import causal
 from lsp.data.objectives.masked import masked
-from tests.data.rows import VOCABULARY, ListRows
+from lsp.data.objectives.sample import Vocabulary
+from tests.data.rows import VOCABULARY, ListRows, row_of
 
 
 def test_causal_predicts_the_next_token_of_the_same_document():
     ids = np.array([10, 11, 12, 20, 21, 0, 0])
     segments = np.array([1, 1, 1, 2, 2, 0, 0])
-    inputs, labels = causal(ids, segments)
+    sample = causal(row_of(ids, segments))
+    inputs, labels = sample.input_ids, sample.labels
     no = IGNORE_INDEX
     assert inputs.tolist() == ids.tolist()
     assert labels.tolist() == [11, 12, no, 21, no, no, no]
@@ -27,7 +28,7 @@ def test_causal_never_crosses_documents_or_padding():
     rows = ListRows(50, 40)
     for number in range(len(rows)):
         ids, segments = rows.row(number)
-        _, labels = causal(ids.astype(np.int64), segments)
+        labels = causal(row_of(ids, segments)).labels
         for t in range(40):
             follows = t + 1 < 40 and segments[t] != 0 and segments[t + 1] == segments[t]
             assert labels[t] == (ids[t + 1] if follows else IGNORE_INDEX)
@@ -37,7 +38,8 @@ def test_masked_shares_are_those_of_bert():
     length, config = 200_000, ObjectiveConfig(name="masked")
     ids = np.random.default_rng(0).integers(4, VOCABULARY.size, length)
     segments = np.ones(length, np.int64)
-    inputs, labels = masked(ids, segments, stream(1), config, VOCABULARY)
+    sample = masked(row_of(ids, segments), stream(1), config, VOCABULARY)
+    inputs, labels = sample.input_ids, sample.labels
     chosen = labels != IGNORE_INDEX
     assert abs(chosen.mean() - 0.15) < 0.005
     assert (labels[chosen] == ids[chosen]).all()
@@ -52,7 +54,8 @@ def test_masked_never_predicts_padding_or_special_tokens():
     rows, config = ListRows(40, 64), ObjectiveConfig(name="masked", mask_probability=0.9)
     for number in range(len(rows)):
         ids, segments = rows.row(number)
-        inputs, labels = masked(ids.astype(np.int64), segments, stream(number), config, VOCABULARY)
+        sample = masked(row_of(ids, segments), stream(number), config, VOCABULARY)
+        inputs, labels = sample.input_ids, sample.labels
         untouched = (segments == 0) | np.isin(ids, list(VOCABULARY.special_ids))
         assert (labels[untouched] == IGNORE_INDEX).all()
         assert (inputs[untouched] == ids[untouched]).all()

@@ -6,30 +6,10 @@ An objective is a pure function of a row, its document numbers and a generator t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-import numpy as np
-
 from lsp.core.errors import require, unknown_choice
-from lsp.data.config import ObjectiveConfig
 from lsp.data.objectives.causal import causal
 from lsp.data.objectives.masked import masked
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What an objective needs to know of the tokenizer."""
-
-    size: int
-    mask_id: int | None
-    special_ids: frozenset[int]
-
-
-Objective = Callable[
-    [np.ndarray, np.ndarray, np.random.Generator, ObjectiveConfig, Vocabulary],
-    tuple[np.ndarray, np.ndarray],
-]
+from lsp.data.objectives.sample import Objective, Vocabulary
 
 OBJECTIVES: dict[str, Objective] = {"causal": causal, "masked": masked}
 

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from lsp.core.batch import IGNORE_INDEX
 from lsp.data.config import ObjectiveConfig
-
-if TYPE_CHECKING:
-    from lsp.data.objectives import Vocabulary
+from lsp.data.objectives.sample import Row, Sample, Vocabulary
 
 
 def masked(
-    input_ids: np.ndarray,
-    segment_ids: np.ndarray,
-    generator: np.random.Generator,
-    config: ObjectiveConfig,
-    vocabulary: Vocabulary,
-) -> tuple[np.ndarray, np.ndarray]:
+    row: Row, generator: np.random.Generator, config: ObjectiveConfig, vocabulary: Vocabulary
+) -> Sample:
     """Hides a share of the tokens: most become the mask, some a random token, some stay.
 
     Args:
-        input_ids: (L,) tokens of a row.
-        segment_ids: (L,) document numbers, 0 for padding.
+        row: What is hidden from.
         generator: Source of all choices; the same state gives the same masks.
         config: The shares.
         vocabulary: The mask token and the special tokens, which are never predicted.
-
-    Returns:
-        (L,) inputs with the replacements and (L,) labels, -100 where nothing is predicted.
     """
+    input_ids, segment_ids = row.input_ids, row.segment_ids
     assert vocabulary.mask_id is not None
     special = np.isin(input_ids, list(vocabulary.special_ids))
     chosen = generator.random(input_ids.shape) < config.mask_probability
@@ -45,4 +34,4 @@ def masked(
     to_random = chosen & ~to_mask & (how < config.replace_probability + config.random_probability)
     inputs[to_mask] = vocabulary.mask_id
     inputs[to_random] = random_ids[to_random]
-    return inputs, labels
+    return Sample(inputs, labels, segment_ids)
