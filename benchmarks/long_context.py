@@ -46,25 +46,30 @@ COMMON = [
 ]
 
 # Steps, tokens of a row, tokens of a step, factor of the learning rate, window of the Longformer.
-# Absolute positions are learnt on short rows: on rows of 1,024 alone a Reformer knew, a million
-# tokens later, little more than pairs of letters. Longer rows begin with copies of the positions
-# of shorter ones, so no window reaches back to where its own position is used again.
+# Absolute positions are learnt on short rows: on rows of 2,048 alone a Reformer and a Longformer
+# knew, a million tokens later, little more than pairs of letters. Longer rows begin with copies of
+# the positions of shorter ones. A window that is short beside those rarely reaches back over the
+# seam between two copies, where it would pair positions that never were in one row.
 STAGES = [
     (768, 128, 1024, 1.0, 64),
     (256, 512, 2048, 0.5, 128),
-    (128, 2048, 4096, 0.25, 512),
+    (128, 2048, 4096, 0.25, 128),
 ]
 TOKENS = sum(steps * tokens for steps, _, tokens, _, _ in STAGES)
+DENSE = 512
+"""Tokens of the longest rows of the dense model: its positions reach no further."""
 
 
 def phases(windows: str = "") -> str:
     """The stages as an override; `windows` is `sliding`, `dense` (over the whole row) or empty."""
     written = []
     for number, (steps, length, tokens, factor, window) in enumerate(STAGES):
+        if windows == "dense":
+            length = window = min(length, DENSE)
         keys = f"steps: {steps}, sequence_length: {length}, tokens_per_step: {tokens}"
         keys += f", learning_rate: {factor}, warmup_steps: {10 if number else 100}"
         if windows:
-            keys += f", attention_window: {window if windows == 'sliding' else length}"
+            keys += f", attention_window: {window}"
         written.append(f"{{{keys}}}")
     return f"phases=[{', '.join(written)}]"
 
@@ -120,7 +125,8 @@ def measured(name: str, corpus: Path, root: Path) -> dict[str, Any]:
             f"data.cache_root={root / 'prepared'}",
             f"checkpoint.root={root}",
         )
-        length = 128 if name == "Transformer-XL" else LONGEST
+        length = {"Transformer-XL": 128, "dense": DENSE}.get(name, LONGEST)
+        longest = DENSE if name == "dense" else LONGEST
         lsp(
             *(
                 "evaluate",
@@ -128,7 +134,7 @@ def measured(name: str, corpus: Path, root: Path) -> dict[str, Any]:
                 f"rows={READ // length}",
                 f"report_rows={READ // length}",
             ),
-            *(f"context_shortest={SHORTEST}", f"context_longest={LONGEST}"),
+            *(f"context_shortest={SHORTEST}", f"context_longest={longest}"),
         )
     return json.loads(result.read_text())
 
@@ -161,11 +167,11 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help=f"write into {RESULTS}")
     arguments = parser.parse_args()
     results = {name: measured(name, arguments.corpus, arguments.root) for name in arguments.only}
-    rows = [
-        {"model": name}
-        | {f"{row['context']:,}": f"{row['bits_per_byte']:.3f}" for row in result["by_context"]}
-        for name, result in results.items()
-    ]
+    lengths = sorted({row["context"] for r in results.values() for row in r["by_context"]})
+    rows = []
+    for name, result in results.items():
+        found = {row["context"]: f"{row['bits_per_byte']:.3f}" for row in result["by_context"]}
+        rows.append({"model": name} | {f"{length:,}": found.get(length, "") for length in lengths})
     print(text := table(rows))
     if arguments.save:
         plot(results, RESULTS / "long_context.png")
