@@ -241,26 +241,28 @@ class Architecture:
         config_class: Dataclass with the field names of the published `config.json`.
         build: `build(config, memory=None)` makes the model, with fresh weights, from its config
             and a `MemoryConfig`.
-        objectives: Names of the objectives it can be trained with.
+        objectives: Given a config, the names of the objectives it can be trained with, that of
+            its paper first.
         check_shares: `check_shares(config, sequence_length, degree)` refuses a
             `parallelism.sequence` that the heads or the length cannot be shared by, naming those
             that can.
         length_multiple: Given a config, the number every sequence length must be a multiple of.
-        resolve: Completes a config from what the run knows (vocabulary, special ids, sequence
-            length, objective) and refuses what cannot work, naming the lengths that would.
+        resolve: `resolve(config, *, vocab_size, sequence_length, objective, special_ids=None)`
+            completes a config from what the run knows and refuses what cannot work, naming the
+            lengths that would. `special_ids` are the tokenizer's by their roles (`pad`, `eos`, …).
         residuals: Given a config, the values of `memory.residual` that it can be trained with, the
             leanest first.
-        segments: Whether attention honours `segment_ids`.
+        segments: Given a config, whether it keeps the documents of a row (`segment_ids`) apart.
         remembers: Whether it carries a memory from row to row, so that rows are read in order.
     """
 
     name: str
     config_class: type
     build: Callable[..., LanguageModel]
-    objectives: tuple[str, ...]
+    objectives: Callable[[Any], tuple[str, ...]]
     length_multiple: Callable[[Any], int]
     resolve: Callable[..., Any]
     check_shares: Callable[[Any, int, int], None]
     residuals: Callable[[Any], tuple[str, ...]]
-    segments: bool = True
+    segments: Callable[[Any], bool] = lambda _: True
     remembers: bool = False

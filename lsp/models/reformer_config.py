@@ -13,6 +13,7 @@ from math import isqrt, lcm, prod
 from typing import Any
 
 from lsp.core.errors import require, unknown_choice
+from lsp.core.objectives import NEXT_TOKEN
 from lsp.models import activations
 from lsp.models.published import BOOKKEEPING, known_values
 from lsp.models.shares import check_degree
@@ -252,11 +253,8 @@ def resolve(
     *,
     vocab_size: int,
     sequence_length: int,
-    causal: bool,
-    pad_token_id: int | None = None,
-    eos_token_id: int | None = None,
-    bos_token_id: int | None = None,
-    mask_token_id: int | None = None,
+    objective: str,
+    special_ids: Mapping[str, int | None] | None = None,
 ) -> ReformerConfig:
     """Completes a config from what a run knows, and refuses what cannot work.
 
@@ -268,23 +266,16 @@ def resolve(
         config: What the user gave; not modified.
         vocab_size: Number of ids of the tokenizer.
         sequence_length: Positions in a row.
-        causal: Whether the objective predicts the next token.
-        pad_token_id: The tokenizer's; None leaves the config's.
-        eos_token_id: The tokenizer's; None leaves the config's.
-        bos_token_id: The tokenizer's; None leaves the config's.
-        mask_token_id: The tokenizer's; the published config has no field for it.
+        objective: What it is trained to predict.
+        special_ids: The tokenizer's, by their roles (`pad`, `eos`, …); what is missing leaves the
+            config's.
 
     Raises:
         UserError: A value cannot work; the message names values that would.
     """
     config, default = copy.deepcopy(config), ReformerConfig()
-    special_ids = {
-        "pad_token_id": pad_token_id,
-        "eos_token_id": eos_token_id,
-        "bos_token_id": bos_token_id,
-    }
-    settle_vocabulary(config, default.vocab_size, vocab_size, special_ids)
-    config.is_decoder = causal
+    settle_vocabulary(config, default.vocab_size, vocab_size, special_ids or {})
+    config.is_decoder = objective in NEXT_TOKEN
     if config.max_position_embeddings == default.max_position_embeddings:
         config.max_position_embeddings = sequence_length
     require(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lsp.core.errors import require, unknown_choice
+from lsp.core.objectives import NEXT_TOKEN
 from lsp.models.published import BOOKKEEPING, known_values
 from lsp.models.shares import check_degree
 from lsp.models.vocabulary import settle_vocabulary
@@ -281,11 +282,8 @@ def resolve(
     *,
     vocab_size: int,
     sequence_length: int,
-    causal: bool,
-    pad_token_id: int | None = None,
-    eos_token_id: int | None = None,
-    bos_token_id: int | None = None,
-    mask_token_id: int | None = None,
+    objective: str,
+    special_ids: Mapping[str, int | None] | None = None,
 ) -> TransformerXLConfig:
     """Completes a config from what a run knows, and refuses what cannot work.
 
@@ -293,23 +291,19 @@ def resolve(
         config: What the user gave; not modified.
         vocab_size: Number of ids of the tokenizer.
         sequence_length: Positions in a row.
-        causal: Whether the objective predicts the next token, which it has to.
-        pad_token_id: The tokenizer's; None leaves the config's.
-        eos_token_id: The tokenizer's; None leaves the config's.
-        bos_token_id: The tokenizer's; None leaves the config's.
-        mask_token_id: The tokenizer's; the published config has no field for it.
+        objective: What it is trained to predict, which has to be the next token.
+        special_ids: The tokenizer's, by their roles (`pad`, `eos`, …); what is missing leaves the
+            config's.
 
     Raises:
         UserError: A value cannot work; the message names values that would.
     """
     config = copy.deepcopy(config)
-    require(causal, "a Transformer-XL predicts the next token: use objective=causal")
-    special_ids = {
-        "pad_token_id": pad_token_id,
-        "eos_token_id": eos_token_id,
-        "bos_token_id": bos_token_id,
-    }
-    settle_vocabulary(config, TransformerXLConfig.vocab_size, vocab_size, special_ids)
+    require(
+        objective in NEXT_TOKEN,
+        f"objective={objective}: a Transformer-XL predicts the next token; use objective=causal",
+    )
+    settle_vocabulary(config, TransformerXLConfig.vocab_size, vocab_size, special_ids or {})
     if config.adaptive and not config.cutoffs and config.sample_softmax <= 0:
         config.cutoffs = config.fitting_cutoffs(config.vocab_size)
     if config.tgt_len == 0 and config.attn_type in (LEARNED_RELATIVE, LEARNED_ABSOLUTE):

@@ -118,7 +118,7 @@ def run_config(published: PublishedModel, out: Path) -> RunConfig:
         published.config,
         vocab_size=published.config.vocab_size,
         sequence_length=length,
-        causal=published.objective == "causal",
+        objective=published.objective,
     )
     config.__post_init__()  # the name of the run came after the first check
     return config

@@ -33,14 +33,12 @@ def complete_architecture(config: RunConfig, prepared: PreparedData) -> Vocabula
     """Fills in what the architecture's config leaves to the run, in place."""
     vocabulary = vocabulary_of(prepared)
     architecture = registry.get(registry.name_of(config.architecture))
-    special = prepared.manifest["tokenizer"]["special_ids"]
     config.architecture = architecture.resolve(
         config.architecture,
         vocab_size=vocabulary.size,
-        pad_token_id=special.get("pad"),
-        eos_token_id=special.get("eos"),
         sequence_length=config.longest_row,
-        causal=config.objective.name == "causal",
+        objective=config.objective.name,
+        special_ids=prepared.manifest["tokenizer"]["special_ids"],
     )
     return vocabulary
 

@@ -30,13 +30,14 @@ def validate_data(config: RunConfig) -> None:
     from lsp.models import registry
 
     architecture = registry.get(registry.name_of(config.architecture))
-    if config.objective.name not in architecture.objectives:
+    objectives = architecture.objectives(config.architecture)
+    if config.objective.name not in objectives:
         raise UserError(
             f"objective={config.objective.name} is not possible with "
-            f"architecture={architecture.name}: choose one of {', '.join(architecture.objectives)}"
+            f"architecture={architecture.name}: choose one of {', '.join(objectives)}"
         )
     require(
-        architecture.segments or config.packing.strategy == "one_per_row",
+        architecture.segments(config.architecture) or config.packing.strategy == "one_per_row",
         f"packing={config.packing.strategy} puts several documents into a row, and "
         f"architecture={architecture.name} cannot keep them apart: use packing=one_per_row",
     )
@@ -48,14 +49,14 @@ def validate_data(config: RunConfig) -> None:
             config.architecture,
             vocab_size=config.architecture.vocab_size,
             sequence_length=config.longest_row,
-            causal=config.objective.name == "causal",
+            objective=config.objective.name,
         )
         if config.phases:  # which all have to do with what the longest needs
             architecture.resolve(
                 completed,
                 vocab_size=completed.vocab_size,
                 sequence_length=config.sequence_length,
-                causal=config.objective.name == "causal",
+                objective=config.objective.name,
             )
     except ValueError as error:
         raise in_architecture(error, type(config.architecture)) from error

@@ -96,7 +96,7 @@ def _completed(config: RunConfig) -> list[RunConfig]:
             run.architecture,
             vocab_size=size,
             sequence_length=run.longest_row,
-            causal=run.objective.name == "causal",
+            objective=run.objective.name,
         )
         length = run.verify.length or run.sequence_length
         require(

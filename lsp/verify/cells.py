@@ -61,7 +61,7 @@ def all_cells(degrees: Iterable[int] = DEGREES) -> Iterator[Cell]:
         for variant in VARIANTS:
             residuals_of = registry.get(variant.architecture).residuals
             for objective in variant.objectives:
-                residuals = residuals_of(config_of(variant, causal=objective == "causal"))
+                residuals = residuals_of(config_of(variant, objective=objective))
                 for memory in (m for m in MEMORIES if m in residuals):
                     yield Cell(*_names(variant), objective, memory, "fp32", degree)
                 yield Cell(*_names(variant), objective, residuals[0], "bf16", degree)
@@ -90,7 +90,9 @@ def certify_cells(
         assert cell.degree == exchange.degree
         seed_everything(0)
         causal = cell.objective == "causal"
-        model = build(cell.variant, causal=causal, residual=cell.memory, degree=cell.degree)
+        model = build(
+            cell.variant, objective=cell.objective, residual=cell.memory, degree=cell.degree
+        )
         found = certify(
             model.to(device or "cpu"),
             sequence_length=LENGTH * cell.degree,

@@ -60,7 +60,7 @@ def certify(
         length=length,
         vocab_size=config.vocab_size,
         causal=causal,
-        apart=architecture.segments and not across,
+        apart=architecture.segments(config) and not across,
         memory_apart=not across if remembers else None,
         exchange=exchange,
         precision=precision,

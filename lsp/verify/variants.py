@@ -105,19 +105,19 @@ VARIANTS = (
 )
 
 
-def config_of(variant: Variant, *, causal: bool, degree: int = 1) -> Any:
+def config_of(variant: Variant, *, objective: str, degree: int = 1) -> Any:
     """The completed config of a variant, for rows that so many processes share."""
     architecture = registry.get(variant.architecture)
     return architecture.resolve(
         architecture.config_class(**SIZES[variant.architecture] | variant.values),
         vocab_size=VOCABULARY,
         sequence_length=LENGTH * degree,
-        causal=causal,
+        objective=objective,
     )
 
 
-def build(variant: Variant, *, causal: bool, residual: str, degree: int = 1) -> LanguageModel:
+def build(variant: Variant, *, objective: str, residual: str, degree: int = 1) -> LanguageModel:
     """The model of a variant, with fresh weights from the global generator."""
     architecture = registry.get(variant.architecture)
-    config = config_of(variant, causal=causal, degree=degree)
+    config = config_of(variant, objective=objective, degree=degree)
     return architecture.build(config, MemoryConfig(residual=residual))

@@ -174,14 +174,14 @@ def limited(monkeypatch):
 
 
 def test_objective_that_the_architecture_cannot_do(limited):
-    limited(objectives=("causal",))
+    limited(objectives=lambda _: ("causal",))
     with pytest.raises(UserError, match=r"objective=masked.*choose one of causal"):
         validate_data(load_train_config(["objective=masked"]))
 
 
 @pytest.mark.parametrize("packing", ["best_fit", "concatenate", "one_per_row"])
 def test_packing_that_the_architecture_cannot_keep_apart(packing, limited):
-    limited(segments=False)
+    limited(segments=lambda _: False)
     config = load_train_config([f"packing={packing}"])
     if packing == "one_per_row":
         validate_data(config)

@@ -142,7 +142,9 @@ def test_what_does_not_fit_is_refused(values: dict[str, Any], told: str):
 
 def test_a_run_completes_the_config():
     given = LongformerConfig(attention_window=8, num_hidden_layers=2)
-    done = resolve(given, vocab_size=300, sequence_length=96, causal=True, pad_token_id=0)
+    done = resolve(
+        given, vocab_size=300, sequence_length=96, objective="causal", special_ids={"pad": 0}
+    )
     assert (done.vocab_size, done.max_position_embeddings, done.is_decoder) == (300, 97, True)
     assert done.max_positions == 96
     assert given.vocab_size == 30522
@@ -150,10 +152,10 @@ def test_a_run_completes_the_config():
         done.check_length(97)
     small = LongformerConfig(vocab_size=200)
     with pytest.raises(UserError, match="vocab_size=200 is smaller than the tokenizer's 300"):
-        resolve(small, vocab_size=300, sequence_length=96, causal=True)
+        resolve(small, vocab_size=300, sequence_length=96, objective="causal")
     gaps = LongformerConfig(attention_dilation=[2, 3], num_hidden_layers=2)
     with pytest.raises(UserError, match="sequence_length=64 is not a multiple of 6"):
-        resolve(gaps, vocab_size=300, sequence_length=64, causal=True)
+        resolve(gaps, vocab_size=300, sequence_length=64, objective="causal")
 
 
 def test_reversible_is_refused():

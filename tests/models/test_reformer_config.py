@@ -11,7 +11,7 @@ from lsp.models.reformer_config import ReformerConfig, resolve
 
 
 def _resolve(config: ReformerConfig, **changes) -> ReformerConfig:
-    known = {"vocab_size": 259, "sequence_length": 4096, "causal": True}
+    known = {"vocab_size": 259, "sequence_length": 4096, "objective": "causal"}
     return resolve(config, **{**known, **changes})
 
 
@@ -70,7 +70,7 @@ def test_works_as_a_structured_config():
 def test_resolve_completes_what_is_left_out_and_does_not_modify():
     config = ReformerConfig(hidden_size=512)
     before = dataclasses.asdict(config)
-    done = _resolve(config, sequence_length=16384, pad_token_id=1, eos_token_id=5, bos_token_id=6)
+    done = _resolve(config, sequence_length=16384, special_ids={"pad": 1, "eos": 5, "bos": 6})
     assert dataclasses.asdict(config) == before
     assert (done.vocab_size, done.pad_token_id, done.eos_token_id, done.bos_token_id) == (
         259, 1, 5, 6,
@@ -90,7 +90,7 @@ def test_resolve_keeps_what_was_chosen():
         vocab_size=512,
         num_buckets=64,
     )
-    done = _resolve(chosen, sequence_length=16384, causal=False)
+    done = _resolve(chosen, sequence_length=16384, objective="masked")
     assert done == dataclasses.replace(chosen, is_decoder=False)
 
 

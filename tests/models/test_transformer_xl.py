@@ -337,11 +337,11 @@ def test_a_row_beyond_the_learned_places_is_refused():
         model.logits(text(length=40))
 
 
-RUN = {"vocab_size": 300, "sequence_length": 64, "causal": True}
+RUN = {"vocab_size": 300, "sequence_length": 64, "objective": "causal"}
 
 
 def test_a_run_completes_the_config():
-    made = resolve(TransformerXLConfig(cutoffs=[], attn_type=3), **RUN, eos_token_id=4)
+    made = resolve(TransformerXLConfig(cutoffs=[], attn_type=3), **RUN, special_ids={"eos": 4})
     assert (made.vocab_size, made.cutoffs, made.tgt_len, made.eos_token_id) == (300, [], 64, 4)
     large = resolve(TransformerXLConfig(cutoffs=[]), **RUN | {"vocab_size": 267_734})
     assert large.cutoffs == [19999, 39999, 199999]
@@ -372,7 +372,7 @@ def test_what_cannot_work_is_refused(name):
 
 def test_a_masked_objective_is_refused():
     with pytest.raises(UserError, match="use objective=causal"):
-        resolve(TransformerXLConfig(cutoffs=[]), **RUN | {"causal": False})
+        resolve(TransformerXLConfig(cutoffs=[]), **RUN | {"objective": "masked"})
 
 
 def test_a_published_file_is_read():

@@ -27,7 +27,7 @@ CASES = [(variant, objective) for variant in VARIANTS for objective in variant.o
 def test_holds(variant: Variant, objective: str):
     torch.manual_seed(0)
     causal = objective == "causal"
-    model = build(variant, causal=causal, residual="auto")
+    model = build(variant, objective=objective, residual="auto")
     found = certify(model, sequence_length=LENGTH, causal=causal, quick=True)
     assert found.holds, found.problems
     hashes = "lsh" in variant.values.get("attn_layers", [])
@@ -41,7 +41,7 @@ def test_holds(variant: Variant, objective: str):
 def test_a_memory_that_every_first_document_sees(quick: bool, monkeypatch: pytest.MonkeyPatch):
     (variant,) = (v for v in VARIANTS if v.attention == "absolute")
     torch.manual_seed(0)
-    model: Any = build(variant, causal=True, residual="stored")
+    model: Any = build(variant, objective="causal", residual="stored")
     documents_of = model.transformer._documents
 
     def generous(ids_BL: torch.Tensor, *others: Any) -> torch.Tensor:
@@ -59,7 +59,7 @@ def test_a_memory_that_every_first_document_sees(quick: bool, monkeypatch: pytes
 def test_hashing_with_a_row_of_many_chunks_is_said_to_choose():
     (variant,) = (v for v in VARIANTS if v.attention == "lsh")
     torch.manual_seed(0)
-    model = build(variant, causal=True, residual="auto")
+    model = build(variant, objective="causal", residual="auto")
     assert certify(model, sequence_length=LENGTH, causal=True, quick=True).causality == CHOICE
 
 
@@ -68,7 +68,7 @@ def test_no_architecture_and_no_attention_is_left_out():
     assert set(SIZES) == set(registry.ARCHITECTURES)
     for name, architecture in registry.ARCHITECTURES.items():
         tried = {o for v in VARIANTS if v.architecture == name for o in v.objectives}
-        assert tried == set(architecture.objectives)
+        assert tried == set(architecture.objectives(architecture.config_class()))
     kinds = {tuple(v.values["attn_layers"]) for v in VARIANTS if v.architecture == "reformer"}
     assert kinds >= {(kind, kind) for kind in ATTENTION_KINDS}
     types = {v.values.get("attn_type", 0) for v in VARIANTS if v.architecture == "transformer_xl"}
@@ -80,7 +80,7 @@ def test_cells_are_every_way_to_compute_each():
     assert len(set(cells)) == len(cells)
     for variant, objective in CASES:
         own = [c for c in cells if c.variant == variant and c.objective == objective]
-        config = config_of(variant, causal=objective == "causal")
+        config = config_of(variant, objective=objective)
         residuals = registry.get(variant.architecture).residuals(config)
         assert {(c.memory, c.degree) for c in own} == {(m, d) for m in residuals for d in (1, 2)}
         assert {(c.precision, c.degree) for c in own} >= {("bf16", 1), ("bf16", 2)}
