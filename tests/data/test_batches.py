@@ -9,7 +9,8 @@ import torch
 
 from lsp.core.batch import IGNORE_INDEX, Batch
 from lsp.data.batches import BatchMaker, EvaluationBatches, Share, TrainingBatches
-from lsp.data.config import OBJECTIVES, ObjectiveConfig
+from lsp.data.config import ObjectiveConfig
+from lsp.data.objectives import OBJECTIVES
 from tests.data.rows import VOCABULARY, ListRows
 
 ROWS_PER_STEP = 8

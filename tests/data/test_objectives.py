@@ -71,10 +71,18 @@ def test_masked_needs_a_mask_token():
     ("values", "key"),
     [
         ({"name": "cauzal"}, "objective.name=cauzal"),
-        ({"mask_probability": 0.0}, "objective.mask_probability=0.0"),
-        ({"mask_probability": 1.0}, "objective.mask_probability=1.0"),
-        ({"random_probability": -0.1}, "objective.random_probability=-0.1"),
-        ({"replace_probability": 0.95, "random_probability": 0.1}, "must add up to 1"),
+        ({"name": "masked", "mask_probability": 0.0}, "objective.mask_probability=0.0"),
+        ({"name": "masked", "mask_probability": 1.0}, "objective.mask_probability=1.0"),
+        ({"name": "masked", "random_probability": -0.1}, "objective.random_probability=-0.1"),
+        (
+            {"name": "masked", "replace_probability": 0.95, "random_probability": 0.1},
+            "must add up to 1",
+        ),
+        ({"mask_probability": 0.2}, "is not read by objective=causal, but by masked"),
+        ({"name": "masked", "max_span_length": 5}, "with objective.unit=span alone"),
+        ({"name": "masked", "unit": "words"}, "objective.unit=words"),
+        ({"name": "denoising", "decoder_start": "sep"}, "objective.decoder_start=sep"),
+        ({"name": "span_corruption", "decoder_length": 0}, "objective.decoder_length=0"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
