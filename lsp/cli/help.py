@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import TextWrapper
 from typing import TYPE_CHECKING
 
 from hydra.types import RunMode
@@ -21,6 +22,8 @@ FLAGS = {
     "--config-name NAME": f"another primary config; it begins with {'defaults: [VERB, _self_]'}",
     "--info [defaults|…]": "how the configuration is put together",
 }
+
+WIDTH = 100
 
 EXIT_CODES = {
     DONE: "done",
@@ -56,9 +59,13 @@ def help_text(verb: Verb, app: Hydra, config_name: str) -> str:
 
 def _groups(app: Hydra, chosen: dict[str, str | None]) -> str:
     rows = {}
+    indent = "\n" + " " * (max(map(len, chosen), default=0) + 4)
+    wrapper = TextWrapper(WIDTH - len(indent), break_on_hyphens=False)
     for group, choice in sorted(chosen.items()):
         options = shown(app.config_loader.get_group_options(group))
-        rows[group] = "  ".join(f"[{o}]" if o == choice else o for o in options)
+        # Lines are broken between choices, below the first.
+        marked = [f"[{o}]" if o == choice else o for o in options]
+        rows[group] = indent.join(wrapper.wrap("  ".join(marked)))
     return _section("Groups, group=choice, the default in brackets", _table(rows)) if rows else ""
 
 

@@ -14,7 +14,17 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from lsp import __version__
-from lsp.cli import consolidate, evaluate, export, generate, importing, prepare, train, verify
+from lsp.cli import (
+    architectures,
+    consolidate,
+    evaluate,
+    export,
+    generate,
+    importing,
+    prepare,
+    train,
+    verify,
+)
 from lsp.core import exit_file
 from lsp.core.errors import LeakError, UserError
 from lsp.core.exit_codes import BUG, LEAK, USER_ERROR
@@ -22,7 +32,17 @@ from lsp.core.ranks import rank
 
 VERBS = {
     module.VERB.name: module.VERB
-    for module in (prepare, train, evaluate, generate, export, consolidate, importing, verify)
+    for module in (
+        prepare,
+        train,
+        evaluate,
+        generate,
+        export,
+        consolidate,
+        importing,
+        verify,
+        architectures,
+    )
 }
 
 # Conditions of the machine that the user can mend, whatever was being written.
@@ -108,7 +128,7 @@ def overview() -> str:
         "",
     ]
     for verb in VERBS.values():
-        lines += [f"  {verb.name:<13}{verb.summary}", f"               {verb.examples[0][1]}", ""]
+        lines += [f"  {verb.name:<15}{verb.summary}", f"                 {verb.examples[0][1]}", ""]
     lines += ["lsp VERB --help tells more; lsp --version prints the version."]
     return "\n".join(lines)
 

@@ -29,6 +29,7 @@ from lsp.run.config import (
     ARCHITECTURES,
     LENGTHENING,
     OPTIMIZERS,
+    ArchitecturesConfig,
     ConsolidateConfig,
     EvaluateConfig,
     ExportConfig,
@@ -47,6 +48,7 @@ CONFIGS: dict[str, type] = {
     "export": ExportConfig,
     "consolidate": ConsolidateConfig,
     "import": ImportConfig,
+    "architectures": ArchitecturesConfig,
 }
 """What each primary config in `conf/` becomes."""
 

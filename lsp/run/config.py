@@ -48,6 +48,7 @@ OPTIMIZERS: dict[str, type[OptimizerConfig]] = {
 
 SPLITS = ("train", "validation")
 DTYPES = ("fp32", "bf16", "fp16")
+FORMATS = ("text", "markdown", "json")
 
 
 @dataclass
@@ -341,6 +342,25 @@ class ImportConfig:
         return Path("checkpoints") / Path(self.source.rstrip("/")).name
 
 
+@dataclass
+class ArchitecturesConfig:
+    """What `lsp architectures` shows.
+
+    Attributes:
+        name: An architecture, to know all of it; null for the table.
+        format: `text`, `markdown` or `json`.
+        out: A file, instead of the terminal.
+    """
+
+    name: str | None = None
+    format: str = "text"
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise unknown_choice("format", self.format, FORMATS)
+
+
 def _check_checkpoint(checkpoint: str) -> None:
     require(
         checkpoint in ("latest", "best") or checkpoint.isdecimal(),
@@ -356,6 +376,7 @@ def register_schemas() -> None:
     store.store(name="generate_schema", node=GenerateConfig)
     store.store(name="export_schema", node=ExportConfig)
     store.store(name="consolidate_schema", node=ConsolidateConfig)
+    store.store(name="architectures_schema", node=ArchitecturesConfig)
     for group, schema in (
         ("objective", ObjectiveConfig),
         ("data", DataConfig),

@@ -1,5 +1,6 @@
 """What `lsp VERB --help` shows, and that all of it is true."""
 
+import re
 import shlex
 
 import pytest
@@ -22,7 +23,9 @@ def train_help(capsys):
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_train_shows_every_choice_of_a_group(group, train_help):
-    (line,) = [row for row in train_help.splitlines() if row.split()[:1] == [group]]
+    groups = train_help.partition("Groups")[2].partition("\n\n")[0]
+    # What is indented deeper goes on with the choices of the line before.
+    (line,) = re.findall(rf"^  {group} .*(?:\n   +.*)*", groups, flags=re.MULTILINE)
     shown = [word.strip("[]") for word in line.split()[1:]]
     assert shown == sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
 
@@ -55,7 +58,9 @@ def test_help_explains_keys_with_their_defaults(verb, capsys):
     assert max(map(len, out.splitlines())) <= 110
 
 
-@pytest.mark.parametrize("name", ["evaluate", "generate", "export", "consolidate", "import"])
+@pytest.mark.parametrize(
+    "name", ["evaluate", "generate", "export", "consolidate", "import", "architectures"]
+)
 def test_small_verbs_explain_all_their_keys(name):
     config = compose(hydra_app(name), name, [])
     assert set(VERBS[name].keys) == set(map(str, config))

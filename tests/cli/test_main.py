@@ -34,6 +34,7 @@ def test_lists_only_verbs_that_are_there():
         "consolidate",
         "import",
         "verify",
+        "architectures",
     }
 
 

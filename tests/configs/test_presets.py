@@ -122,9 +122,9 @@ def load_preset_names(group: str) -> list[str]:
 
 @pytest.mark.parametrize("verb", sorted(v for v in CONFIGS if CONFIGS[v] is not RunConfig))
 def test_small_configs_have_the_defaults_of_their_dataclass(verb):
-    needed = ["from=x"] if verb == "import" else ["run=x"]
-    first = "source" if verb == "import" else "run"
-    assert load_config(verb, needed) == CONFIGS[verb](**{first: "x"})
+    needed = {"import": "from", "architectures": "name"}.get(verb, "run")
+    first = "source" if verb == "import" else needed
+    assert load_config(verb, [f"{needed}=x"]) == CONFIGS[verb](**{first: "x"})
 
 
 @pytest.mark.parametrize(
