@@ -1,4 +1,4 @@
-"""Plain twin of `relative_attention`, with an (L × E) mask: for tests, not for training."""
+"""Plain twins of the attentions by relative position: for tests, not for training."""
 
 from __future__ import annotations
 
@@ -53,3 +53,41 @@ def dense_relative_attention(
     if document_BE is None:
         return out_BNLH
     return out_BNLH.masked_fill((document_BE[:, None, keys - length :, None] < 0), 0.0)
+
+
+def dense_clipped_attention(
+    q_BNLH: torch.Tensor,
+    k_BNLH: torch.Tensor,
+    v_BNLH: torch.Tensor,
+    table_PH: torch.Tensor,
+    *,
+    causal: bool = False,
+    document_BL: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`clipped_attention` with a vector for every pair of a query and a key.
+
+    Args:
+        q_BNLH: (B, N, L, H) queries.
+        k_BNLH: (B, N, L, H) keys.
+        v_BNLH: (B, N, L, H) values.
+        table_PH: (2m + 1, H) vectors of relative positions -m .. m.
+        causal: Whether later keys are hidden.
+        document_BL: (B, L) document of each position, -1 for what nobody sees.
+    """
+    length, size = q_BNLH.shape[2:]
+    index_L = torch.arange(length, device=q_BNLH.device)
+    reach = len(table_PH) // 2
+    r_LLH = table_PH[(index_L - index_L[:, None]).clamp(-reach, reach) + reach]
+    scores = q_BNLH @ k_BNLH.transpose(-1, -2) + torch.einsum("bnih,ijh->bnij", q_BNLH, r_LLH)
+    seen_BLL = torch.ones(1, length, length, dtype=torch.bool, device=q_BNLH.device)
+    if causal:
+        seen_BLL = seen_BLL.tril()
+    if document_BL is not None:
+        own_BL1 = document_BL[..., None]
+        # What nobody sees gives nothing; any sight keeps its softmax finite until then.
+        seen_BLL = seen_BLL & (own_BL1 == document_BL[:, None]) & (own_BL1 >= 0) | (own_BL1 < 0)
+    weights = (scores / size**0.5).masked_fill(~seen_BLL[:, None], -torch.inf).softmax(-1)
+    out_BNLH = weights @ v_BNLH + torch.einsum("bnij,ijh->bnih", weights, r_LLH)
+    if document_BL is None:
+        return out_BNLH
+    return out_BNLH.masked_fill((document_BL < 0)[:, None, :, None], 0.0)

@@ -24,13 +24,12 @@ from torch.autograd.function import once_differentiable
 from lsp.models.layers.chunked_attention import (
     LN2,
     LOG2E,
-    OTHER_DOCUMENT,
     Dropout,
     cast,
     compute_dtype,
     without_autocast,
 )
-from lsp.models.layers.chunks import Workspace
+from lsp.models.layers.hiding import BlockWorkspace, Hiding, add_product, shifted
 from lsp.models.layers.sight import Run, Sight, block_size
 
 Tensors = list[torch.Tensor | None]
@@ -89,18 +88,10 @@ def relative_attention(
     return out_BNLH
 
 
-class _Work(Workspace):
-    """Buffers, and what hides the corners of blocks."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
-        self.corners: dict[tuple[bool, int, int, int], torch.Tensor] = {}
-
-
 class _Far:
     """Distances of some heads, in the order of the keys that they belong to: the furthest first."""
 
-    def __init__(self, places: Tensors, heads: slice, sight: Sight, work: _Work) -> None:
+    def __init__(self, places: Tensors, heads: slice, sight: Sight, work: BlockWorkspace) -> None:
         r, _, w, b = places
         assert r is not None
         self.sight, self.work = sight, work
@@ -163,9 +154,9 @@ class _Far:
         shape = (*grads.shape[:2], span.stop - span.start)
         wide = self.work.take("wide", shape, grads.dtype)
         wide[:, :, : count - 1] = wide[:, :, width:] = 0
-        _shifted(wide, tuple(grads.shape)).copy_(grads)
+        shifted(wide, tuple(grads.shape)).copy_(grads)
         grad_q.baddbmm_(wide, self.r_TEH[:, span])
-        _add_product(self.grad_r_TEH[:, span], wide.transpose(1, 2), q_w, self.work)
+        add_product(self.grad_r_TEH[:, span], wide.transpose(1, 2), q_w, self.work)
         if self.b_TE is not None:
             self.grad_b_TE[:, span] += wide.sum(1, dtype=self.grad_b_TE.dtype)
 
@@ -186,7 +177,7 @@ class _Heads:
         heads: slice,
         sight: Sight,
         far: _Far | None,
-        work: _Work,
+        work: BlockWorkspace,
     ) -> None:
         q, k, v, mem_k, mem_v, _, u, _, _ = inputs
         assert q is not None
@@ -200,9 +191,7 @@ class _Heads:
         remembered = [None if x is None else x[row, heads] for x in (mem_k, mem_v)]
         self.k_TEH = self._joined("keys", remembered[0], k[row, heads]).mul_(self.scale * LOG2E)
         self.v_TEH = self._joined("values", remembered[1], v[row, heads])
-        self.code_E: torch.Tensor | None = None
-        if sight.documents is not None:
-            self.code_E = sight.documents[row].to(self.dtype) * OTHER_DOCUMENT
+        self.hiding = Hiding(sight, row, self.dtype, work)
 
     def _joined(self, name: str, before: torch.Tensor | None, own: torch.Tensor) -> torch.Tensor:
         memory = 0 if before is None else before.shape[1]
@@ -243,49 +232,11 @@ class _Heads:
             torch.bmm(q_u, k_TWH.transpose(1, 2), out=half)
         else:
             wide = self.far.products(q_w, self.far.span(run, part))
-            torch.baddbmm(_shifted(wide, shape), q_u, k_TWH.transpose(1, 2), out=half)
+            torch.baddbmm(shifted(wide, shape), q_u, k_TWH.transpose(1, 2), out=half)
         if half is not scores:
             scores.copy_(half)
-        self._hide(scores, run, part)
+        self.hiding.hide(scores, run, part)
         return scores
-
-    def _hide(self, scores: torch.Tensor, run: Run, part: tuple[int, int]) -> None:
-        left, right = part
-        count, width = run.stop - run.first, right - left
-        # Key c of the part is at the distance `own + a - c` from query a.
-        own = self.sight.memory + run.first - left
-        if own + 1 < width:
-            start = max(own + 1, 0)
-            scores[:, :, start:].add_(self._corner(count, width - start, own + 1 - start, True))
-        if self.sight.reach is not None and count - 1 > self.sight.reach - own:
-            last = own - self.sight.reach
-            stop = min(last + count - 1, width)
-            scores[:, :, :stop].add_(self._corner(count, stop, last, False))
-        if run.masked:
-            assert self.code_E is not None
-            memory = self.sight.memory
-            q_code_K1 = self.code_E[memory + run.first : memory + run.stop, None]
-            gap = self.work.take("weights", (1, count, width), self.dtype)
-            torch.sub(q_code_K1, self.code_E[left:right], out=gap[0]).abs_()
-            scores.sub_(gap)
-
-    def _corner(self, count: int, width: int, shift: int, later: bool) -> torch.Tensor:
-        """Far below 0 where column c - shift is past row a - 1 (`later`), or before a: (K, W)."""
-        key = (later, count, width, shift)
-        if key not in self.work.corners:
-            query_K1 = torch.arange(count, device=self.work.device)[:, None]
-            key_W = torch.arange(width, device=self.work.device) - shift
-            hidden_KW = key_W >= query_K1 if later else key_W < query_K1
-            zero = torch.zeros((), dtype=self.dtype, device=self.work.device)
-            self.work.corners[key] = torch.where(hidden_KW, zero - OTHER_DOCUMENT, zero)
-        return self.work.corners[key]
-
-    def silent(self, run: Run) -> torch.Tensor | None:
-        """(K, 1) true for queries that are themselves not seen; None where there are none."""
-        if self.code_E is None:
-            return None
-        memory = self.sight.memory
-        return self.code_E[memory + run.first : memory + run.stop, None] < 0
 
 
 class _RelativeAttention(torch.autograd.Function):
@@ -299,12 +250,12 @@ class _RelativeAttention(torch.autograd.Function):
         out_BNLH = torch.empty_like(v_BNLH)
         base_BNL = torch.empty(q_BNLH.shape[:3], dtype=compute_dtype(q_BNLH), device=q_BNLH.device)
         dropout = Dropout(rate, seed, q_BNLH.device)
-        work = _Work(q_BNLH.device)
+        work = BlockWorkspace(q_BNLH.device)
         for _, group in _groups(inputs, sight, work, dropout):
             for row, heads, unit in group:
                 for run in sight.runs(row):
                     out, base = _block_forward(unit, run, dropout, work)
-                    silent_K1 = unit.silent(run)
+                    silent_K1 = unit.hiding.silent(run)
                     if silent_K1 is not None:
                         out = out.masked_fill(silent_K1, 0.0)
                     out_BNLH[row, heads, run.first : run.stop] = out
@@ -321,7 +272,7 @@ class _RelativeAttention(torch.autograd.Function):
         inputs: Tensors = list(saved)
         sight, device = ctx.sight, grad_BNLH.device
         grads = [None if x is None else torch.empty_like(x) for x in inputs]
-        dropout, work = Dropout(ctx.rate, ctx.seed, device), _Work(device)
+        dropout, work = Dropout(ctx.rate, ctx.seed, device), BlockWorkspace(device)
         for far, group in _groups(inputs, sight, work, dropout):
             if far is not None:
                 far.begin_backward()
@@ -332,7 +283,7 @@ class _RelativeAttention(torch.autograd.Function):
                     here = slice(run.first, run.stop)
                     grad = work.take("grad", tuple(unit.q_TLH[:, here].shape), grad_BNLH.dtype)
                     grad.copy_(grad_BNLH[row, heads, here])
-                    silent_K1 = unit.silent(run)
+                    silent_K1 = unit.hiding.silent(run)
                     if silent_K1 is not None:
                         grad.masked_fill_(silent_K1, 0.0)
                     out = out_BNLH[row, heads, here]
@@ -395,11 +346,11 @@ class _Gradients:
                 grads.mul_(kept)
                 kept.mul_(weights)
             kept = cast(kept, half, "half", work)
-            _add_product(self.grad_v[:, keys], kept.transpose(1, 2), grad, work)
+            add_product(self.grad_v[:, keys], kept.transpose(1, 2), grad, work)
             grads.sub_(delta).mul_(weights)
             grads = cast(grads, half, "half", work)
             total.baddbmm_(grads, unit.k_TEH[:, keys])
-            _add_product(self.grad_k[:, keys], grads.transpose(1, 2), q_u, work)
+            add_product(self.grad_k[:, keys], grads.transpose(1, 2), q_u, work)
             if unit.far is not None:
                 span = unit.far.span(run, (left, right))
                 unit.far.backward(grads, q_w, by_distance, span)
@@ -427,7 +378,7 @@ class _Gradients:
 
 
 def _groups(
-    inputs: Tensors, sight: Sight, work: _Work, dropout: Dropout
+    inputs: Tensors, sight: Sight, work: BlockWorkspace, dropout: Dropout
 ) -> Iterator[tuple[_Far | None, Iterator[tuple[int, slice, _Heads]]]]:
     """Groups of heads, and the rows of each; the numbers of the dropout begin anew with each."""
     q_BNLH = inputs[0]
@@ -447,7 +398,7 @@ def _groups(
 
 
 def _block_forward(
-    unit: _Heads, run: Run, dropout: Dropout, work: _Work
+    unit: _Heads, run: Run, dropout: Dropout, work: BlockWorkspace
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of a block of queries, (T, K, H), and the logarithm of each sum, (T, K, 1)."""
     q_u, q_w = unit.queries(run)
@@ -472,23 +423,3 @@ def _block_forward(
             out.copy_(product)
         highest, total = top, part
     return out.div_(total), highest + total.log2()
-
-
-def _shifted(wide: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """The view of (T, K, K + W - 1) in which each row begins one place before the last: (T, K, W).
-
-    Row a of a block has column c of its keys at the place K - 1 - a + c.
-    """
-    heads, count, width = shape
-    strides = (count * wide.shape[-1], wide.shape[-1] - 1, 1)
-    return wide.as_strided((heads, count, width), strides, wide.storage_offset() + count - 1)
-
-
-def _add_product(
-    out: torch.Tensor, left: torch.Tensor, right: torch.Tensor, work: Workspace
-) -> None:
-    """Adds a product to sums that may be in a wider type."""
-    if left.dtype == out.dtype:
-        out.baddbmm_(left, right)
-    else:
-        out.add_(torch.bmm(left, right, out=work.take("product", tuple(out.shape), left.dtype)))

@@ -74,7 +74,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Sight:
-    """Which keys each query sees: of its own document, no later ones, and not too far away.
+    """Which keys each query sees: of its own document, and not too far away.
 
     Attributes:
         length: L, the queries, which are the last keys.
@@ -83,6 +83,7 @@ class Sight:
         documents: (B, E) document of each key, -1 for what nobody sees; None where all are of
             one. The output of a query with -1 is 0.
         rows: The blocks of each row; one list for all where there is one document.
+        causal: Whether later keys are hidden.
     """
 
     length: int
@@ -90,6 +91,7 @@ class Sight:
     reach: int | None
     documents: torch.Tensor | None
     rows: tuple[tuple[Run, ...], ...]
+    causal: bool = True
 
     def runs(self, row: int) -> tuple[Run, ...]:
         """The blocks of a row."""
@@ -103,6 +105,7 @@ def make_sight(
     reach: int | None,
     device: torch.device,
     document_BE: torch.Tensor | None = None,
+    causal: bool = True,
 ) -> Sight:
     """Cuts rows into blocks.
 
@@ -113,14 +116,16 @@ def make_sight(
         device: Where attention will be computed; a GPU wants larger blocks.
         document_BE: (B, E) document of each key, -1 for what nobody sees; None where all are of
             one.
+        causal: Whether later keys are hidden.
     """
+    assert causal or reach is None, "a reach counts back from the query"
     size = block_size(device)
-    cut = partial(_runs, length, memory, reach, size.queries, size.keys)
+    cut = partial(_runs, length, memory, reach, size.queries, size.keys, causal)
     if document_BE is None:
-        return Sight(length, memory, reach, None, (cut(None),))
+        return Sight(length, memory, reach, None, (cut(None),), causal)
     # Waits for a GPU, once for all layers.
     rows = tuple(cut(document_E) for document_E in document_BE.cpu().numpy())
-    return Sight(length, memory, reach, document_BE, rows)
+    return Sight(length, memory, reach, document_BE, rows, causal)
 
 
 def _runs(
@@ -129,17 +134,19 @@ def _runs(
     reach: int | None,
     queries: int,
     keys: int,
+    causal: bool,
     document_E: np.ndarray | None,
 ) -> tuple[Run, ...]:
     found = []
     for first in range(0, length, queries):
         stop = min(first + queries, length)
         start = 0 if reach is None else max(0, memory + first - reach)
-        end, masked = memory + stop, False
+        end, masked = memory + (stop if causal else length), False
         if document_E is not None:
-            # What lies before the first key of these documents is not even looked at.
-            own = np.unique(document_E[memory + first : end])
-            start += int(np.isin(document_E[start:end], own).argmax())
+            # What lies before and after the keys of these documents is not even looked at.
+            own = np.unique(document_E[memory + first : memory + stop])
+            seen = np.isin(document_E[start:end], own[-1:] if own[-1] < 0 else own[own >= 0])
+            start, end = start + int(seen.argmax()), end - int(seen[::-1].argmax())
             masked = len(own) > 1 or bool((document_E[start:end] != own[0]).any())
         found.append(Run(first, stop, tuple(_parts(start, end, keys)), masked))
     return tuple(found)
