@@ -152,6 +152,8 @@ def compare(
                 "hash_seed": hash_seed,
                 "cases": [asdict(case) for case in cases],
                 "keeps_logits": form.keeps_logits,
+                "output": form.output,
+                "start_id": form.start_id(reference.config),
                 "generate": generated,
                 "threads": torch.get_num_threads(),
             },
@@ -197,7 +199,8 @@ def _expected_logits(
         positions_K = torch.linspace(0, case.length - 1, count).round().long()
         logits = form.some_logits(reference, ids_BL, positions_K)
         largest[case.name] = float(logits.abs().max())
-        tensors[f"{case.name}.input_ids"] = ids_BL
+        for name, tensor in form.inputs(reference.config, ids_BL).items():
+            tensors[f"{case.name}.inputs.{name}"] = tensor
         tensors[f"{case.name}.positions"] = positions_K
         tensors[f"{case.name}.logits"] = logits.contiguous()
     return tensors, largest

@@ -87,14 +87,15 @@ def export_model(
         # What is tied is one weight, and a reader ties it again.
         tied = set(form.tied(model.config))
         kept = {name: weight for name, weight in published.items() if name not in tied}
-        write_weights(kept, staging, max_shard_size)
+        write_weights(form.stored(kept, model.config), staging, max_shard_size)
         _write_json(
             staging / CONFIG_FILE, config | {"transformers_version": version("transformers")}
         )
         for file in form.code:
             shutil.copyfile(file, staging / file.name)
         if form.generates:
-            _write_json(staging / "generation_config.json", _generation_config(model.config))
+            generation = _generation_config(model.config, form.start_id(model.config))
+            _write_json(staging / "generation_config.json", generation)
         if tokenizer_path is not None:
             copy_tokenizer(tokenizer_path, staging)
         comparison = compare(
@@ -179,8 +180,9 @@ def _reference(
     return reference.eval(), hash_seed
 
 
-def _generation_config(config: Any) -> dict[str, Any]:
+def _generation_config(config: Any, start_id: int | None) -> dict[str, Any]:
     special = {key: getattr(config, f"{key}_token_id") for key in ("bos", "eos", "pad")}
+    special["decoder_start"] = start_id
     return {
         **{f"{key}_token_id": value for key, value in special.items() if value is not None},
         "do_sample": True,

@@ -40,6 +40,12 @@ class PublishedForm:
         some_logits: (model, (1, L) input ids, (K,) positions) to (1, K, V) scores.
         tied: Given a config of ours, names of weights that a file need not hold, as they are tied.
         remark: Given a config of ours, what else the model card says about opening the folder.
+        stored: (published weights, our config) to what the files hold, where the published class
+            renames or rearranges weights as it opens them.
+        inputs: (our config, (1, L) input ids) to all that the class is called with.
+        output: What it calls the scores of the positions.
+        start_id: Given a config of ours, the token that a decoder beside an encoder begins with;
+            None where there is no such decoder.
         auto_map: Where `transformers` has no such class: what opens the folder, by the name of the
             auto class, as `file.class` of the code that lies in it.
     """
@@ -61,6 +67,14 @@ class PublishedForm:
     tied: Callable[[Any], Iterable[str]] = lambda _: ()
     remark: Callable[[Any], str] = lambda _: ""
     auto_map: Mapping[str, str] = field(default_factory=dict)
+    stored: Callable[[dict[str, torch.Tensor], Any], dict[str, torch.Tensor]] = (
+        lambda weights, _: weights
+    )
+    inputs: Callable[[Any, torch.Tensor], dict[str, torch.Tensor]] = lambda _, ids_BL: {
+        "input_ids": ids_BL
+    }
+    output: str = "logits"
+    start_id: Callable[[Any], int | None] = lambda _: None
 
     @property
     def code(self) -> list[Path]:

@@ -43,7 +43,7 @@ def main(task_file: str, report_file: str) -> None:
             for case in task["cases"]:
                 differences[case["name"]] = largest_difference(model, case, expected, task)
         if not complaints and task["generate"]:
-            complaints += generation_complaints(model, expected["prompt"], task["generate"])
+            complaints += generation_complaints(model, expected["prompt"], task)
     foreign = {"lsp", "data_pipelines"} & set(sys.modules)
     complaints += [f"the fresh process imported {name}" for name in sorted(foreign)]
     report = {
@@ -132,18 +132,24 @@ def largest_difference(
 ) -> float:
     """Largest |difference| of a logit at the compared positions; not finite counts as infinite."""
     model.to(getattr(torch, case["dtype"]))
-    ids = expected[f"{case['name']}.input_ids"]
+    prefix = f"{case['name']}.inputs."
+    inputs = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in expected.items()
+        if name.startswith(prefix)
+    }
     positions = expected[f"{case['name']}.positions"]
     if task["keeps_logits"]:
-        logits = model(input_ids=ids, logits_to_keep=positions, use_cache=False).logits
+        logits = model(**inputs, logits_to_keep=positions, use_cache=False)[task["output"]]
     else:
-        logits = model(input_ids=ids).logits[:, positions]
+        logits = model(**inputs)[task["output"]][:, positions]
     difference = (logits.double() - expected[f"{case['name']}.logits"].double()).abs().max()
     return float(difference) if difference.isfinite() else float("inf")
 
 
-def generation_complaints(model: Any, prompt: torch.Tensor, count: int) -> list[str]:
+def generation_complaints(model: Any, prompt: torch.Tensor, task: dict[str, Any]) -> list[str]:
     """Whether `generate` continues a prompt, given what tokenizers give with it."""
+    count: int = task["generate"]
     out = model.float().generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
@@ -151,7 +157,9 @@ def generation_complaints(model: Any, prompt: torch.Tensor, count: int) -> list[
         min_new_tokens=count,
         do_sample=False,
     )
-    added = out.shape[1] - prompt.shape[1]
+    # What a decoder beside an encoder writes begins with one token that it was given.
+    given = prompt.shape[1] if task["start_id"] is None else 1
+    added = out.shape[1] - given
     return [] if added == count else [f"generate gave {added} tokens instead of {count}"]
 
 
