@@ -38,6 +38,8 @@ class DataConfig:
         paths: Files, globs (`**` goes down) or folders, for text, jsonl and parquet; for
             hub_dataset the optional `data_files`. `.gz` is read for text and jsonl.
         field: Name of the field or column that holds the text (jsonl, parquet, hub_dataset).
+        target_field: Name of a second one, for pairs of texts (`objective=translation`): the
+            document then is the first text, eos, the second text, eos.
         document: What one document is in a text file: the whole `file`, a `line`, or a
             `paragraph` (lines up to a blank one).
         encoding_errors: What invalid UTF-8 becomes: `replace` (U+FFFD), `ignore` (left out),
@@ -62,6 +64,7 @@ class DataConfig:
     source: str = "python_library"
     paths: list[str] = dataclasses.field(default_factory=list)
     field: str = "text"
+    target_field: str | None = None
     document: str = "file"
     encoding_errors: str = "replace"
     name: str | None = None
@@ -100,6 +103,16 @@ class DataConfig:
                 "or a builder such as json",
             )
         require(bool(self.field), "data.field is empty: name the field that holds the text")
+        require(
+            self.target_field is None or self.source in ("jsonl", "parquet", "hub_dataset"),
+            f"data.target_field={self.target_field} is not read by data.source={self.source}: "
+            "choose data=jsonl, parquet or hub_dataset",
+        )
+        require(
+            self.target_field not in ("", self.field),
+            f"data.target_field={self.target_field} must name another field than "
+            f"data.field={self.field}",
+        )
         for key in ("max_documents", "max_bytes"):
             value = getattr(self, key)
             require(
@@ -115,6 +128,11 @@ class DataConfig:
         )
         require(self.unit_bytes > 0, f"data.unit_bytes={self.unit_bytes}: give 1 or more")
         require(bool(self.cache_root), "data.cache_root is empty: name a folder")
+
+    @property
+    def text_fields(self) -> tuple[str, ...]:
+        """The fields or columns that are read, in order."""
+        return (self.field,) if self.target_field is None else (self.field, self.target_field)
 
 
 @dataclass

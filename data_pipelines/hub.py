@@ -35,8 +35,8 @@ def spans(data: DataConfig) -> Iterator[tuple[tuple[str, int, int], int]]:
         yield (str(data.name), first, last), size * (last - first) // len(dataset)
 
 
-def texts(data: DataConfig, start: int, stop: int) -> Iterator[tuple[str, str | None]]:
-    """(where, text) of the rows or the shard that a span names."""
+def texts(data: DataConfig, start: int, stop: int) -> Iterator[tuple[str, list[str | None]]]:
+    """(where, texts) of the rows or the shard that a span names: a text for each field."""
     dataset = load(data)
     if data.streaming:
         rows = dataset.shard(num_shards=dataset.num_shards, index=start)
@@ -45,7 +45,8 @@ def texts(data: DataConfig, start: int, stop: int) -> Iterator[tuple[str, str | 
         rows = dataset.select(range(start, stop))
         unit = "row"
     for number, row in enumerate(rows, start=0 if data.streaming else start):
-        yield f"{data.name} {unit} {number}", _text(data, row, number)
+        found = [_text(data, key, field, row, number) for key, field in _fields(data)]
+        yield f"{data.name} {unit} {number}", found
 
 
 def load(data: DataConfig) -> Any:
@@ -55,15 +56,20 @@ def load(data: DataConfig) -> Any:
         DataError: if it cannot be found or loaded, or has no such split or column.
     """
     # The cache of loaded datasets is keyed by what shapes the result.
-    fields = (data.name, data.config_name, data.split, data.revision, data.streaming, data.field)
-    return _load(json.dumps(fields), tuple(data.paths))
+    key = (data.name, data.config_name, data.split, data.revision, data.streaming, _fields(data))
+    return _load(json.dumps(key), tuple(data.paths))
+
+
+def _fields(data: DataConfig) -> list[tuple[str, str]]:
+    """(key of the configuration, name) of the fields that are read."""
+    return list(zip(("field", "target_field"), data.text_fields, strict=False))
 
 
 @functools.cache
-def _load(fields: str, paths: tuple[str, ...]) -> Any:
+def _load(key: str, paths: tuple[str, ...]) -> Any:
     import datasets
 
-    name, config_name, split, revision, streaming, field = json.loads(fields)
+    name, config_name, split, revision, streaming, fields = json.loads(key)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
@@ -83,14 +89,15 @@ def _load(fields: str, paths: tuple[str, ...]) -> Any:
         ) from error
     features = dataset.features
     if features is not None:
-        if field not in features:
-            raise DataError(
-                f"data.field={field} is not a column of {name}: it has {', '.join(features)}"
-            )
-        kind = features.arrow_schema.field(field).type
-        if not is_text(kind):
-            raise DataError(f"data.field={field} of {name} is {kind}, not text")
-        dataset = dataset.select_columns([field])
+        for named, field in fields:
+            if field not in features:
+                raise DataError(
+                    f"data.{named}={field} is not a column of {name}: it has {', '.join(features)}"
+                )
+            kind = features.arrow_schema.field(field).type
+            if not is_text(kind):
+                raise DataError(f"data.{named}={field} of {name} is {kind}, not text")
+        dataset = dataset.select_columns([field for _, field in fields])
     return dataset
 
 
@@ -107,15 +114,15 @@ def is_text(kind: pa.DataType) -> bool:
     return any(check(kind) for check in checks)
 
 
-def _text(data: DataConfig, row: dict[str, Any], number: int) -> str | None:
-    if data.field not in row:
+def _text(data: DataConfig, key: str, field: str, row: dict[str, Any], number: int) -> str | None:
+    if field not in row:
         raise DataError(
-            f"row {number} of {data.name} has no field '{data.field}' (data.field): "
+            f"row {number} of {data.name} has no field '{field}' (data.{key}): "
             f"it has {', '.join(row)}"
         )
-    text = row[data.field]
+    text = row[field]
     if text is not None and not isinstance(text, str):
         raise DataError(
-            f"row {number} of {data.name}: field '{data.field}' is {type(text).__name__}, not text"
+            f"row {number} of {data.name}: field '{field}' is {type(text).__name__}, not text"
         )
     return text

@@ -60,7 +60,8 @@ class SourceManifest(TypedDict):
 
 
 class TokenizerManifest(TypedDict):
-    """The tokenizer; `special_ids` maps pad, eos, unk, mask to ids, as far as it has them."""
+    """The tokenizer; `special_ids` maps pad, eos, unk, mask to ids, as far as it has them, and the
+    roles that the objective asked for (`special_tokens.py`)."""
 
     kind: str
     vocab_size: int

@@ -7,6 +7,7 @@ import hashlib
 import json
 import platform
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipelines import sources, tokenizers
@@ -18,6 +19,7 @@ from data_pipelines.packing import check_length
 from data_pipelines.progress import Progress
 from data_pipelines.shards import PackedSplit, damaged_file
 from data_pipelines.stages import Request, run_stages
+from data_pipelines.token_marks import TokenMarks, read_marks
 
 
 @dataclasses.dataclass
@@ -31,6 +33,10 @@ class PreparedData:
 
     path: Path
     manifest: Manifest
+
+    def marks(self) -> TokenMarks:
+        """What the text of each token says of words and sentences."""
+        return read_marks(self.tokenizer_path)
 
     @property
     def tokenizer_path(self) -> Path:
@@ -49,6 +55,7 @@ def fingerprint(
     sequence_length: int,
     length_multiple: int,
     seed: int,
+    special: Sequence[str] = (),
 ) -> str:
     """A hash over everything that shapes the prepared rows.
 
@@ -62,6 +69,9 @@ def fingerprint(
     settings = dataclasses.asdict(data)
     for key in ("num_processes", "cache_root"):
         del settings[key]
+    # What came later counts where it is used: what was prepared before it is found again.
+    if settings["target_field"] is None:
+        del settings["target_field"]
     shaping = {
         "format": FORMAT_VERSION,
         "data": settings,
@@ -71,6 +81,8 @@ def fingerprint(
         "packing": dataclasses.asdict(packing),
         "rows": [sequence_length, length_multiple, seed],
     }
+    if special:
+        shaping["special"] = list(special)
     return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
 
 
@@ -82,6 +94,7 @@ def prepare(
     sequence_length: int,
     length_multiple: int = 1,
     seed: int = 0,
+    special: Sequence[str] = (),
     progress: bool = True,
 ) -> PreparedData:
     """Prepares a corpus, or finds it prepared.
@@ -97,13 +110,27 @@ def prepare(
         length_multiple: What the architecture needs `sequence_length` to be a multiple of; where
             `packing.align_documents` is set, documents start at multiples of it.
         seed: Shuffles documents; the split does not depend on it.
+        special: Roles of special tokens that the tokenizer has to have beside those it always
+            has; see `special_tokens.py`.
         progress: Whether to tell on stderr how it goes.
 
     Raises:
         DataError: if the configuration, the data or the disk does not allow it.
     """
     check_length(sequence_length, length_multiple)
-    identity = fingerprint(data, tokenizer, packing, sequence_length, length_multiple, seed)
+    if data.target_field is not None and not packing.append_eos:
+        raise DataError(
+            f"data.target_field={data.target_field} needs packing.append_eos=true: that token "
+            "parts the two texts, and ends the second"
+        )
+    if data.target_field is not None and (tokenizer.add_eos or tokenizer.add_double_eos):
+        raise DataError(
+            f"data.target_field={data.target_field}: lines that end with <eos> cannot be told from "
+            "the end of the first text: leave out tokenizer.add_eos and tokenizer.add_double_eos"
+        )
+    identity = fingerprint(
+        data, tokenizer, packing, sequence_length, length_multiple, seed, special
+    )
     path = Path(data.cache_root).expanduser() / f"{data.source}-{identity[:16]}"
     if path.exists():
         return open_prepared(path)
@@ -115,7 +142,14 @@ def prepare(
             if not path.exists():
                 told.say(f"preparing {path}")
                 request = Request(
-                    data, tokenizer, packing, sequence_length, length_multiple, seed, identity
+                    data,
+                    tokenizer,
+                    packing,
+                    sequence_length,
+                    length_multiple,
+                    seed,
+                    identity,
+                    tuple(special),
                 )
                 run_stages(request, staging, told, path)
             shutil.rmtree(staging, ignore_errors=True)

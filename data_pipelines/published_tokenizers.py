@@ -53,6 +53,14 @@ class BuiltTokenizer:
     loading: dict[str, Any] = field(default_factory=dict)
     words: dict[str, int] | None = None
 
+    def add_special(self, tokens: dict[str, str]) -> None:
+        """Gives the next ids to special tokens, by role."""
+        from tokenizers import AddedToken
+
+        added = [AddedToken(token, special=True, normalized=False) for token in tokens.values()]
+        self.tokenizer.add_special_tokens(added)
+        self.roles |= tokens
+
     def save(self, folder: Path) -> dict[str, int]:
         """Writes the published files but `tokenizer_config.json`; returns ids by role."""
         self.tokenizer.save(str(folder / "tokenizer.json"))

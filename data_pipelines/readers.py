@@ -9,7 +9,7 @@ import contextlib
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -33,6 +33,7 @@ class RawDocument:
         origin: Where it is from, for messages.
         head: The first `HEAD_BYTES` of the document.
         chunks: Its bytes (only this part's).
+        target: Those of its second text, where documents are pairs.
         opens: Whether the document begins in this part.
         closes: Whether it ends in it.
         split: The split it was assigned to if not by its hash.
@@ -44,6 +45,7 @@ class RawDocument:
     opens: bool = True
     closes: bool = True
     split: int | None = None
+    target: list[bytes] | None = None
 
 
 def documents(unit: Unit, data: DataConfig, repairs: Repairs) -> Iterator[RawDocument]:
@@ -55,8 +57,8 @@ def documents(unit: Unit, data: DataConfig, repairs: Repairs) -> Iterator[RawDoc
     for span in unit.spans:
         with _explain(span.path):
             if data.source == "hub_dataset":
-                for origin, text in hub.texts(data, span.start, span.stop):
-                    yield _record(origin, text)
+                for origin, texts in hub.texts(data, span.start, span.stop):
+                    yield _record(origin, texts)
             elif data.source == "parquet":
                 yield from _parquet(span, data)
             elif data.source == "jsonl":
@@ -79,13 +81,15 @@ def _explain(path: str) -> Iterator[None]:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
-def _known(origin: str, text: bytes) -> RawDocument:
-    return RawDocument(origin, text[:HEAD_BYTES], [text] if text else [])
+def _known(origin: str, text: bytes, target: bytes | None = None) -> RawDocument:
+    document = RawDocument(origin, text[:HEAD_BYTES], [text] if text else [])
+    document.target = None if target is None else [target]
+    return document
 
 
-def _record(origin: str, text: str | None) -> RawDocument:
+def _record(origin: str, texts: Sequence[str | None]) -> RawDocument:
     # JSON can spell half of a surrogate pair, which no UTF-8 can: it is left to the policy.
-    return _known(origin, (text or "").encode("utf-8", "surrogatepass"))
+    return _known(origin, *((text or "").encode("utf-8", "surrogatepass") for text in texts))
 
 
 def _open(path: str) -> IO[bytes]:
@@ -170,17 +174,19 @@ def _jsonl(span: Span, data: DataConfig, repairs: Repairs) -> Iterator[RawDocume
             raise DataError(f"{_where(span.path, offset)} is not JSON: {error}") from error
         except RecursionError as error:
             raise DataError(f"{_where(span.path, offset)} is nested too deeply") from error
-        yield _record(f"{span.path}, byte {offset}", _field(record, span.path, offset, data.field))
+        named = zip(("field", "target_field"), data.text_fields, strict=False)
+        texts = [_field(record, span.path, offset, key, name) for key, name in named]
+        yield _record(f"{span.path}, byte {offset}", texts)
 
 
-def _field(record: Any, path: str, offset: int, name: str) -> str | None:
+def _field(record: Any, path: str, offset: int, key: str, name: str) -> str | None:
     if not isinstance(record, dict):
         kind = type(record).__name__
         raise DataError(f"{_where(path, offset)} is a {kind}, not an object with field '{name}'")
     if name not in record:
         available = ", ".join(record) or "none"
         raise DataError(
-            f"{_where(path, offset)} has no field '{name}' (data.field): it has {available}"
+            f"{_where(path, offset)} has no field '{name}' (data.{key}): it has {available}"
         )
     text = record[name]
     if text is not None and not isinstance(text, str):
@@ -207,10 +213,13 @@ def _parquet(span: Span, data: DataConfig) -> Iterator[RawDocument]:
         with pq.ParquetFile(span.path) as parquet:
             groups = list(range(span.start, span.stop))
             row = 0
-            for batch in parquet.iter_batches(64, columns=[data.field], row_groups=groups):
+            fields = list(data.text_fields)
+            for batch in parquet.iter_batches(64, columns=fields, row_groups=groups):
                 # As bytes: Arrow does not check that what a file calls text is UTF-8.
-                for value in batch.column(0).cast(pa.large_binary()).to_pylist():
-                    yield _known(f"{span.path}, row group {span.start}, row {row}", value or b"")
+                columns = (batch.column(f).cast(pa.large_binary()).to_pylist() for f in fields)
+                for values in zip(*columns, strict=True):
+                    where = f"{span.path}, row group {span.start}, row {row}"
+                    yield _known(where, *(value or b"" for value in values))
                     row += 1
     except pa.ArrowException as error:
         raise DataError(f"{span.path} cannot be read: {error}") from error

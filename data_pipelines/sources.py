@@ -256,26 +256,29 @@ def _line_spans(file: SourceFile, data: DataConfig) -> Iterator[Span]:
 
 
 def _row_groups(file: SourceFile, data: DataConfig) -> Iterator[tuple[Span, int]]:
-    """One span per row group, with the size of the text column in it."""
+    """One span per row group, with the size of the text in it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(file.path) as parquet:
             names = parquet.schema_arrow.names
-            if data.field not in names:
-                raise DataError(
-                    f"{file.path} has no column '{data.field}' (data.field): "
-                    f"it has {', '.join(names)}"
-                )
-            kind = parquet.schema_arrow.field(data.field).type
-            if not hub.is_text(kind):
-                raise DataError(f"{file.path}: column '{data.field}' is {kind}, not text")
+            for key, name in zip(("field", "target_field"), data.text_fields, strict=False):
+                if name not in names:
+                    raise DataError(
+                        f"{file.path} has no column '{name}' (data.{key}): "
+                        f"it has {', '.join(names)}"
+                    )
+                kind = parquet.schema_arrow.field(name).type
+                if not hub.is_text(kind):
+                    raise DataError(f"{file.path}: column '{name}' is {kind}, not text")
             for number in range(parquet.metadata.num_row_groups):
                 group = parquet.metadata.row_group(number)
                 columns = (group.column(c) for c in range(group.num_columns))
                 size = sum(
-                    c.total_uncompressed_size for c in columns if c.path_in_schema == data.field
+                    c.total_uncompressed_size
+                    for c in columns
+                    if c.path_in_schema in data.text_fields
                 )
                 yield Span(file.path, number, number + 1), size
     except pa.ArrowInvalid as error:

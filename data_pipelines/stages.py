@@ -45,6 +45,7 @@ class Request:
     length_multiple: int
     seed: int
     fingerprint: str
+    special: tuple[str, ...] = ()
 
 
 def run_stages(request: Request, staging: Path, told: Progress, path: Path) -> None:
@@ -92,7 +93,7 @@ def _make_tokenizer(request: Request, units: list[Unit], staging: Path, told: Pr
     if config.kind in ("bpe", "unigram", "word"):
         told.say(f"learning a {config.kind} vocabulary of {config.vocab_size}")
     with new_folder(folder) as aside:
-        save_tokenizer(config, aside, texts)
+        save_tokenizer(config, aside, texts, request.special)
     return folder
 
 

@@ -1,23 +1,26 @@
 """Tokenizers: trained here or loaded, saved so that `AutoTokenizer.from_pretrained` loads them.
 
 `bytes`, `bpe`, `unigram` and `word` give the special tokens `<pad> <eos> <unk> <mask>` the ids 0 to
-3. In `bytes` byte b is token 4 + b. All but `word` spell every text: `bpe` works on bytes,
-`unigram` falls back to them. Those of the published models are in `published_tokenizers.py`. A
-special token that occurs *in a text* is text like any other, here and (through
-`split_special_tokens`) in `transformers`, so no document can end itself.
+3, and those that an objective adds (`special_tokens.py`) the last ones. In `bytes` byte b is token
+4 + b. All but `word` spell every text: `bpe` works on bytes, `unigram` falls back to them. Those of
+the published models are in `published_tokenizers.py`. A special token that occurs *in a text* is
+text like any other, here and (through `split_special_tokens`) in `transformers`, so no document can
+end itself.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from data_pipelines.config import SPECIAL_TOKENS, TokenizerConfig
+from data_pipelines import special_tokens
+from data_pipelines.config import SMALLEST_VOCABULARY, SPECIAL_TOKENS, TokenizerConfig
 from data_pipelines.errors import DataError
 from data_pipelines.published_tokenizers import (
     PICKLES,
@@ -62,22 +65,30 @@ def token_type(vocab_size: int) -> np.dtype[Any]:
     return np.min_scalar_type(vocab_size - 1)
 
 
-def save_tokenizer(config: TokenizerConfig, folder: Path, texts: Texts) -> None:
+def save_tokenizer(
+    config: TokenizerConfig, folder: Path, texts: Texts, special: Sequence[str] = ()
+) -> None:
     """Trains or loads the tokenizer and writes it to `folder`.
 
     Args:
         config: Which tokenizer.
         folder: Is created.
         texts: Gives the text to learn a vocabulary from, as often as it is called.
+        special: Roles of special tokens that it has to have beside those it always has.
 
     Raises:
         DataError: if a pretrained tokenizer cannot be loaded or lacks a token to end documents
-            with, or the vocabulary cannot be learnt.
+            with, a special token is missing, or the vocabulary cannot be learnt.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if config.kind == "pretrained":
-        _copy_pretrained(config, folder)
+        _copy_pretrained(config, folder, special)
         return
+    extra = special_tokens.added(config, special)
+    if extra and config.kind != "bytes":
+        smallest = len(SPECIAL_TOKENS) if config.kind == "word" else SMALLEST_VOCABULARY
+        room = special_tokens.room_for(config, len(extra), smallest)
+        config = replace(config, vocab_size=room)
     try:
         built = _BUILDERS[config.kind](config, texts)
     except DataError:
@@ -87,22 +98,25 @@ def save_tokenizer(config: TokenizerConfig, folder: Path, texts: Texts) -> None:
             f"tokenizer={config.kind} with vocab_size={config.vocab_size} cannot be learnt "
             f"from this text: {error}"
         ) from error
-    _save(built, config.kind, folder)
+    built.add_special(extra)
+    _save(built, config.kind, folder, special)
 
 
-def save_published(source: Path, folder: Path) -> int | None:
+def save_published(source: Path, folder: Path, special: Sequence[str] = ()) -> int | None:
     """Makes a tokenizer of published vocabulary files that `transformers` cannot open.
 
     Args:
         source: Folder with `vocab.txt`, `vocab.pkl`, `vocab.bin` or `spiece.model`, or with
             `vocab.json` and `merges.txt`.
         folder: Is created, if there is something to be made.
+        special: As `save_tokenizer` takes it.
 
     Returns:
         The number of tokens; None where `transformers` is to be asked.
 
     Raises:
-        DataError: a file is damaged, or a pickle asks for more than plain containers.
+        DataError: a file is damaged, a pickle asks for more than plain containers, or a special
+            token is missing.
     """
     try:
         built = from_published(source)
@@ -116,13 +130,16 @@ def save_published(source: Path, folder: Path) -> int | None:
     if built is None:
         return None
     folder.mkdir(parents=True, exist_ok=True)
-    _save(built, "pretrained", folder)
+    _save(built, "pretrained", folder, special)
     return built.tokenizer.get_vocab_size()
 
 
-def _save(built: BuiltTokenizer, kind: str, folder: Path) -> None:
-    special = built.save(folder)
-    roles = {f"{role}_token": token for role, token in built.roles.items()}
+def _save(built: BuiltTokenizer, kind: str, folder: Path, wanted: Sequence[str]) -> None:
+    ids = built.save(folder)
+    named = {role: token for role, token in built.roles.items() if role in special_tokens.NAMED}
+    roles: dict[str, Any] = {f"{role}_token": token for role, token in named.items()}
+    if others := [token for role, token in built.roles.items() if role not in named]:
+        roles["additional_special_tokens"] = others
     loading = {
         "tokenizer_class": built.tokenizer_class,
         "clean_up_tokenization_spaces": False,
@@ -132,10 +149,11 @@ def _save(built: BuiltTokenizer, kind: str, folder: Path) -> None:
     (folder / "special_tokens_map.json").write_text(json.dumps(roles, indent=1))
     configured = loading | roles | built.loading
     (folder / "tokenizer_config.json").write_text(json.dumps(configured, indent=1))
-    size = max(built.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-    special = {role: special[role] for role in SPECIAL_TOKENS if role in special}
+    vocabulary = built.tokenizer.get_vocab(with_added_tokens=True)
+    special = {role: ids[role] for role in SPECIAL_TOKENS if role in ids}
+    special |= special_tokens.find(f"tokenizer={kind}", ids, vocabulary, wanted)
     begin = [special["eos"]] if built.loading.get("add_double_eos") else []
-    _write_settings(folder, kind, size, special, begin)
+    _write_settings(folder, kind, max(vocabulary.values()) + 1, special, begin)
 
 
 def load_encoder(folder: Path) -> Encoder:
@@ -155,9 +173,10 @@ class ByteEncoder:
         self.vocab_size: int = settings["vocab_size"]
         self.special_ids: dict[str, int] = settings["special_ids"]
         self.begin: list[int] = settings.get("begin", [])
+        self._type = token_type(self.vocab_size)
 
     def encode(self, text: str) -> Tokens:
-        return np.frombuffer(text.encode(), np.uint8).astype(np.uint16) + len(SPECIAL_TOKENS)
+        return np.frombuffer(text.encode(), np.uint8).astype(self._type) + len(SPECIAL_TOKENS)
 
 
 class FastEncoder:
@@ -221,16 +240,16 @@ def _write_settings(
     (folder / SETTINGS).write_text(json.dumps(settings))
 
 
-def _copy_pretrained(config: TokenizerConfig, folder: Path) -> None:
+def _copy_pretrained(config: TokenizerConfig, folder: Path, wanted: Sequence[str]) -> None:
     from transformers import AutoTokenizer
 
     local = Path(config.name or "").expanduser()
-    if local.is_dir() and save_published(local, folder) is not None:
+    if local.is_dir() and save_published(local, folder, wanted) is not None:
         return
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.name, revision=config.revision)
     except Exception as error:  # whatever loading someone else's files can raise
-        if not local.exists() and _fetch_vocabulary(config, folder):
+        if not local.exists() and _fetch_vocabulary(config, folder, wanted):
             return
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise DataError(
@@ -248,13 +267,15 @@ def _copy_pretrained(config: TokenizerConfig, folder: Path) -> None:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(folder)
-    ids = {role: getattr(tokenizer, f"{role}_token_id") for role in SPECIAL_TOKENS}
-    special = {role: int(number) for role, number in ids.items() if number is not None}
+    named = {role: getattr(tokenizer, f"{role}_token_id") for role in special_tokens.NAMED}
+    special = {role: int(named[role]) for role in SPECIAL_TOKENS if named[role] is not None}
+    vocabulary = tokenizer.get_vocab()
+    special |= special_tokens.find(f"tokenizer.name={config.name}", named, vocabulary, wanted)
     begin = [special["eos"]] if tokenizer.init_kwargs.get("add_double_eos") else []
-    _write_settings(folder, "pretrained", max(tokenizer.get_vocab().values()) + 1, special, begin)
+    _write_settings(folder, "pretrained", max(vocabulary.values()) + 1, special, begin)
 
 
-def _fetch_vocabulary(config: TokenizerConfig, folder: Path) -> bool:
+def _fetch_vocabulary(config: TokenizerConfig, folder: Path, wanted: Sequence[str]) -> bool:
     """Whether the Hub has vocabulary files that a tokenizer could be made of, as it now is."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -266,7 +287,7 @@ def _fetch_vocabulary(config: TokenizerConfig, folder: Path) -> bool:
         )
     except (HfHubHTTPError, HFValidationError, OSError):
         return False
-    return save_published(Path(fetched), folder) is not None
+    return save_published(Path(fetched), folder, wanted) is not None
 
 
 def _own(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -151,7 +152,8 @@ def sample_unit(unit: Unit, data: DataConfig, limit: int) -> Iterator[str]:
         if _split(document, key_of(document.head), unit, data) == VALIDATION:
             continue
         try:
-            for piece in pieces(decode(document.chunks, data.encoding_errors, Repairs()), 2**16):
+            chunks = itertools.chain(document.chunks, document.target or ())
+            for piece in pieces(decode(chunks, data.encoding_errors, Repairs()), 2**16):
                 yield piece[:limit]
                 limit -= len(piece)
                 if limit <= 0:
@@ -191,10 +193,40 @@ def _encode(
     file: IO[bytes],
     report: Callable[[int], None],
 ) -> _Content:
-    """Writes the tokens of a document."""
+    """Writes the tokens of a document; those of a pair with eos between them.
+
+    A pair that lacks one of the two texts has no tokens: it counts as empty.
+    """
+    if document.target is None:
+        return _encode_text(document.chunks, data, encoder, repairs, file, report)
+    start = file.tell()
+    first = _encode_text(document.chunks, data, encoder, repairs, file, report)
+    file.write(np.array([encoder.special_ids["eos"]], token_type(encoder.vocab_size)).data)
+    second = _encode_text(document.target, data, encoder, repairs, file, report)
+    if first.tokens == 0 or second.tokens == 0:
+        file.truncate(start)
+        file.seek(start)
+        return _Content(0, None, 0, 0, np.zeros(256, np.int64))
+    return _Content(
+        first.tokens + 1 + second.tokens,
+        second.last,
+        first.bytes + second.bytes,
+        first.words + second.words,
+        first.histogram + second.histogram,
+    )
+
+
+def _encode_text(
+    chunks: Iterable[bytes],
+    data: DataConfig,
+    encoder: Encoder,
+    repairs: Repairs,
+    file: IO[bytes],
+    report: Callable[[int], None],
+) -> _Content:
     content = _Content(0, None, 0, 0, np.zeros(256, np.int64))
     blank = True  # what is before a word that begins a piece
-    for piece in pieces(decode(document.chunks, data.encoding_errors, repairs)):
+    for piece in pieces(decode(chunks, data.encoding_errors, repairs)):
         tokens = encoder.encode(piece)
         file.write(tokens.data)
         content.tokens += len(tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,7 @@ def prepare_text(tmp_path: Path) -> Prepare:
         seed: int = 0,
         tokenizer: TokenizerConfig | None = None,
         packing: PackingConfig | None = None,
+        special: Sequence[str] = (),
         **data: object,
     ) -> PreparedData:
         values = {"source": "text", "num_processes": 1, "cache_root": str(tmp_path / "prepared")}
@@ -47,6 +48,7 @@ def prepare_text(tmp_path: Path) -> Prepare:
             sequence_length=sequence_length,
             length_multiple=length_multiple,
             seed=seed,
+            special=special,
             progress=False,
         )
 
