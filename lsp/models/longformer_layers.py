@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from lsp.models.activations import activation
-from lsp.models.layers.dropout import derive_seed, seeded_dropout
+from lsp.models.layers.dropout import derive_seed
 from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
 from lsp.models.layers.global_attention import global_attention
 from lsp.models.layers.linear import HeadLinear
+from lsp.models.layers.post_norm import Intermediate, Output, feed_forward_tiles
 from lsp.models.layers.sequential import Block
 from lsp.models.layers.sliding_window import (
     dilated_window_attention,
@@ -82,19 +82,6 @@ class SelfAttention(nn.Module):
         """Those that only global tokens use."""
         projections = (self.query_global, self.key_global, self.value_global)
         return [p for projection in projections for p in projection.parameters()]
-
-
-class Output(nn.Module):
-    """Projection onto the stream, and the norm of their sum."""
-
-    def __init__(self, width: int, config: LongformerConfig) -> None:
-        super().__init__()
-        self.dropout = config.hidden_dropout_prob
-        self.dense = nn.Linear(width, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def forward(self, x_BKE: torch.Tensor, stream_BKD: torch.Tensor, seed: int | None) -> Any:
-        return self.LayerNorm(seeded_dropout(self.dense(x_BKE), self.dropout, seed) + stream_BKD)
 
 
 class WindowAttention(nn.Module):
@@ -209,30 +196,6 @@ class Attention(WindowAttention, Block):
         assert mixed_BKE is not None
         out_BKD: torch.Tensor = self.output(mixed_BKE, x_BKD, memo.seed(2, memo.first + tile.start))
         return out_BKD
-
-
-class Intermediate(nn.Module):
-    """Holds the first linear layer of a feed-forward, under its published name."""
-
-    def __init__(self, config: LongformerConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = activation(config.hidden_act)
-
-    def forward(self, x_BKD: torch.Tensor) -> torch.Tensor:
-        return self.activation(self.dense(x_BKD))
-
-
-def feed_forward_tiles(
-    x_BLD: torch.Tensor, config: LongformerConfig, memory: MemoryConfig
-) -> list[slice]:
-    """Runs of positions whose intermediate is within the budget of a tile."""
-    tiles = memory.feed_forward_tiles
-    if tiles == 0:
-        width = max(config.intermediate_size, config.hidden_size)
-        wide = x_BLD.shape[0] * x_BLD.shape[1] * width * x_BLD.element_size()
-        tiles = memory.tiles_for(wide, x_BLD.device.type)
-    return tile_spans(x_BLD.shape[1], tiles)
 
 
 class LongformerLayer(Block):

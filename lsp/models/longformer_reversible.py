@@ -15,10 +15,11 @@ from torch import nn
 
 from lsp.models.layers.dropout import seeded_dropout
 from lsp.models.layers.linear import HeadLinear
+from lsp.models.layers.post_norm import Intermediate, feed_forward_tiles
 from lsp.models.layers.reversible import Branch
 from lsp.models.layers.tiling import head_spans
 from lsp.models.longformer_config import LongformerConfig
-from lsp.models.longformer_layers import Intermediate, Memo, WindowAttention, feed_forward_tiles
+from lsp.models.longformer_layers import Memo, WindowAttention
 from lsp.models.memory import MemoryConfig
 
 
