@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from lsp.core.errors import unknown_choice
-from lsp.models import longformer_config, reformer_config, transformer_xl_config
+from lsp.models import longformer_config, nezha_config, reformer_config, transformer_xl_config
 from lsp.models.interface import Architecture
 from lsp.models.longformer import Longformer
 from lsp.models.longformer_config import LongformerConfig
+from lsp.models.nezha import Nezha
+from lsp.models.nezha_config import NezhaConfig
 from lsp.models.reformer import Reformer
 from lsp.models.reformer_config import ReformerConfig
 from lsp.models.transformer_xl import TransformerXL
@@ -43,6 +45,16 @@ ARCHITECTURES: dict[str, Architecture] = {
         check_shares=TransformerXLConfig.check_shares,
         residuals=lambda _: transformer_xl_config.RESIDUALS,
         remembers=True,
+    ),
+    "nezha": Architecture(
+        name="nezha",
+        config_class=NezhaConfig,
+        build=Nezha,
+        objectives=lambda _: nezha_config.OBJECTIVES,
+        length_multiple=lambda _: 1,
+        resolve=nezha_config.resolve,
+        check_shares=NezhaConfig.check_shares,
+        residuals=lambda _: nezha_config.RESIDUALS,
     ),
 }
 

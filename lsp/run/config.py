@@ -17,6 +17,7 @@ from lsp.data.config import ObjectiveConfig
 from lsp.evaluation.config import ReportsConfig
 from lsp.models.longformer_config import LongformerConfig
 from lsp.models.memory import MemoryConfig
+from lsp.models.nezha_config import NezhaConfig
 from lsp.models.reformer_config import ReformerConfig
 from lsp.models.transformer_xl_config import TransformerXLConfig
 from lsp.parallel.config import ParallelismConfig, PrecisionConfig
@@ -37,6 +38,7 @@ ARCHITECTURES: dict[str, type] = {
     "reformer": ReformerConfig,
     "longformer": LongformerConfig,
     "transformer_xl": TransformerXLConfig,
+    "nezha": NezhaConfig,
 }
 """The config classes of the registry by name, without the models, whose import takes seconds."""
 

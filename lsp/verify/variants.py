@@ -64,6 +64,13 @@ SIZES: dict[str, dict[str, Any]] = {
         "div_val": 1,
         "same_length": False,
     },
+    "nezha": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": HEADS,
+        "max_relative_position": 8,
+    },
 }
 """Dropout is on: its masks must not depend on what is in other documents either."""
 
@@ -102,6 +109,8 @@ VARIANTS = (
         {"memory_across_documents": True},
         ("causal",),
     ),
+    Variant("nezha", "relative, clipped", {}),
+    Variant("nezha", "relative, all told apart", {"max_relative_position": 64}, ("masked",)),
 )
 
 

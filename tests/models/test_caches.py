@@ -7,6 +7,8 @@ from lsp.core.errors import UserError
 from lsp.models.layers.recent import Window
 from lsp.models.longformer import Longformer
 from lsp.models.longformer_config import LongformerConfig
+from lsp.models.nezha import Nezha
+from lsp.models.nezha_config import NezhaConfig
 from lsp.models.sampling import Rereading, generate_ids
 from lsp.models.transformer_xl import TransformerXL
 from lsp.models.transformer_xl_config import TransformerXLConfig
@@ -61,6 +63,20 @@ def transformer_xl(**changes):
     return TransformerXL(TransformerXLConfig(**values | changes)).eval()
 
 
+def nezha(**changes):
+    torch.manual_seed(0)
+    values = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "vocab_size": VOCABULARY,
+        "is_decoder": True,
+        "initializer_range": 0.3,
+    }
+    return Nezha(NezhaConfig(**values | changes)).eval()
+
+
 MODELS = {
     "longformer": longformer,
     "longformer, windows that grow": lambda: longformer(attention_window=[4, 8, 16]),
@@ -75,6 +91,8 @@ MODELS = {
     "transformer_xl, learned distances": lambda: transformer_xl(attn_type=1, tgt_len=9),
     "transformer_xl, absolute": lambda: transformer_xl(attn_type=2),
     "transformer_xl, without memory": lambda: transformer_xl(mem_len=0),
+    "nezha": lambda: nezha(max_relative_position=4),
+    "nezha, all told apart": nezha,
     "reformer, local": lambda: reformer(["local"] * 3, 8),
     "reformer, within a chunk": lambda: reformer(["lsh", "local", "lsh"], 64),
 }
