@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from lsp.core.errors import unknown_choice
 from lsp.models import longformer_config, nezha_config, reformer_config, transformer_xl_config
+from lsp.models.hub import build as hub_build
+from lsp.models.hub import config as hub_config
+from lsp.models.hub.config import HubConfig
 from lsp.models.interface import Architecture
 from lsp.models.longformer import Longformer
 from lsp.models.longformer_config import LongformerConfig
@@ -55,6 +58,18 @@ ARCHITECTURES: dict[str, Architecture] = {
         resolve=nezha_config.resolve,
         check_shares=NezhaConfig.check_shares,
         residuals=lambda _: nezha_config.RESIDUALS,
+    ),
+    "hub": Architecture(
+        name="hub",
+        config_class=HubConfig,
+        build=hub_build.build,
+        begin=hub_build.begin,
+        objectives=hub_config.objectives,
+        length_multiple=hub_config.length_multiple,
+        resolve=hub_config.resolve,
+        check_shares=HubConfig.check_shares,
+        residuals=hub_config.residuals,
+        segments=hub_config.segments,
     ),
 }
 

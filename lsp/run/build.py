@@ -332,6 +332,8 @@ def _parts(session: Session, prepared: PreparedData, share: Share) -> _Parts:
         load_weights(model, snapshot.weights, snapshot.path)
         if not goes_on:
             snapshot = _lengthened(snapshot, model, session)
+    else:
+        registry.get(registry.name_of(config.architecture)).begin(model)
     return _Parts(
         model=model,
         snapshot=snapshot,

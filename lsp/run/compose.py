@@ -28,6 +28,7 @@ from lsp.run.compose_errors import Attempt, raise_readable, unknown_key, without
 from lsp.run.config import (
     ARCHITECTURES,
     LENGTHENING,
+    NATIVE,
     OPTIMIZERS,
     ArchitecturesConfig,
     ConsolidateConfig,
@@ -184,10 +185,9 @@ def to_plain(config: RunConfig) -> dict[str, Any]:
     The two nodes that are one of several classes carry the name of theirs.
     """
     plain = dataclasses.asdict(config)
-    plain["architecture"] = {
-        "model_type": _name_of(config.architecture, ARCHITECTURES),
-        **plain["architecture"],
-    }
+    name = _name_of(config.architecture, ARCHITECTURES)
+    key = "model_type" if name in NATIVE else "from"  # which has a model_type of its own
+    plain["architecture"] = {key: name, **plain["architecture"]}
     plain["optimizer"] = {"name": _name_of(config.optimizer, OPTIMIZERS), **plain["optimizer"]}
     return plain
 
@@ -200,7 +200,8 @@ def from_plain(plain: Mapping[str, Any]) -> RunConfig:
     """
     values = {key: dict(node) if isinstance(node, Mapping) else node for key, node in plain.items()}
     try:
-        architecture = values["architecture"].pop("model_type")
+        node = values["architecture"]
+        architecture = node.pop("from" if "from" in node else "model_type")
         optimizer = values["optimizer"].pop("name")
     except (KeyError, AttributeError) as error:
         raise UserError(
@@ -246,7 +247,7 @@ def in_architecture(error: ValueError, architecture: type | None) -> UserError:
     """The same mistake, with the key as it is typed: configs of models know no `architecture.`."""
     message = str(error)
     if architecture is not None and dataclasses.is_dataclass(architecture):
-        key = message.partition("=")[0]
+        key = message.partition("=")[0].partition(".")[0]
         if key in {field.name for field in dataclasses.fields(architecture)}:
             message = f"architecture.{message}"
     return UserError(message)

@@ -15,6 +15,7 @@ from lsp.checkpointing.config import CheckpointConfig
 from lsp.core.errors import require, unknown_choice
 from lsp.data.config import ObjectiveConfig
 from lsp.evaluation.config import ReportsConfig
+from lsp.models.hub.config import HubConfig
 from lsp.models.longformer_config import LongformerConfig
 from lsp.models.memory import MemoryConfig
 from lsp.models.nezha_config import NezhaConfig
@@ -39,8 +40,12 @@ ARCHITECTURES: dict[str, type] = {
     "longformer": LongformerConfig,
     "transformer_xl": TransformerXLConfig,
     "nezha": NezhaConfig,
+    "hub": HubConfig,
 }
 """The config classes of the registry by name, without the models, whose import takes seconds."""
+
+NATIVE = tuple(name for name in ARCHITECTURES if name != "hub")
+"""Architectures that are written here."""
 
 OPTIMIZERS: dict[str, type[OptimizerConfig]] = {
     "adamw": AdamWConfig,

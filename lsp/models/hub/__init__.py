@@ -1,0 +1,1 @@
+"""Every architecture that `transformers` has, as ours: the adapter and its table."""
