@@ -95,6 +95,11 @@ class NezhaConfig:
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def max_positions(self) -> int:
+        """Length of the longest row."""
+        return self.max_position_embeddings
+
+    @property
     def seen_whole(self) -> int:
         """Length of the rows that every token sees whole."""
         return self.max_position_embeddings
