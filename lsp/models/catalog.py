@@ -82,6 +82,13 @@ NATIVE = (
         ("causal",),
         "remembers the rows before (packing=concatenate)",
     ),
+    _native(
+        "nezha",
+        "L²",
+        "max_position_embeddings",
+        ("next_sentence", "masked", "sentence_order", "causal", "fill_in_the_middle"),
+        "relative positions, clipped; pairs of texts need parallelism.sequence=1",
+    ),
 )
 
 

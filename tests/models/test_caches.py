@@ -73,6 +73,7 @@ def nezha(**changes):
         "vocab_size": VOCABULARY,
         "is_decoder": True,
         "initializer_range": 0.3,
+        "tie_word_embeddings": False,
     }
     return Nezha(NezhaConfig(**values | changes)).eval()
 
