@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from lsp.core.errors import unknown_choice
-from lsp.models import longformer_config, nezha_config, reformer_config, transformer_xl_config
+from lsp.models import (
+    longformer_config,
+    mega_config,
+    nezha_config,
+    reformer_config,
+    transformer_xl_config,
+)
 from lsp.models.hub import build as hub_build
 from lsp.models.hub import config as hub_config
 from lsp.models.hub.config import HubConfig
 from lsp.models.interface import Architecture
 from lsp.models.longformer import Longformer
 from lsp.models.longformer_config import LongformerConfig
+from lsp.models.mega import Mega
+from lsp.models.mega_config import MegaConfig
 from lsp.models.nezha import Nezha
 from lsp.models.nezha_config import NezhaConfig
 from lsp.models.reformer import Reformer
@@ -48,6 +56,16 @@ ARCHITECTURES: dict[str, Architecture] = {
         check_shares=TransformerXLConfig.check_shares,
         residuals=lambda _: transformer_xl_config.RESIDUALS,
         remembers=True,
+    ),
+    "mega": Architecture(
+        name="mega",
+        config_class=MegaConfig,
+        build=Mega,
+        objectives=lambda _: ("causal", "masked"),
+        length_multiple=lambda config: config.length_multiple,
+        resolve=mega_config.resolve,
+        check_shares=MegaConfig.check_shares,
+        residuals=lambda _: mega_config.RESIDUALS,
     ),
     "nezha": Architecture(
         name="nezha",

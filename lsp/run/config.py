@@ -17,6 +17,7 @@ from lsp.data.config import ObjectiveConfig
 from lsp.evaluation.config import ReportsConfig
 from lsp.models.hub.config import HubConfig
 from lsp.models.longformer_config import LongformerConfig
+from lsp.models.mega_config import MegaConfig
 from lsp.models.memory import MemoryConfig
 from lsp.models.nezha_config import NezhaConfig
 from lsp.models.reformer_config import ReformerConfig
@@ -39,6 +40,7 @@ ARCHITECTURES: dict[str, type] = {
     "reformer": ReformerConfig,
     "longformer": LongformerConfig,
     "transformer_xl": TransformerXLConfig,
+    "mega": MegaConfig,
     "nezha": NezhaConfig,
     "hub": HubConfig,
 }
