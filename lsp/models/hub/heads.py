@@ -6,7 +6,8 @@ hidden states at hand. So whatever the class does to them (scales, transforms, c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,51 +54,50 @@ class Answer(tuple[torch.Tensor, torch.Tensor]):
         return  # None: no caches, attentions, …
 
 
-class PublishedHead:
-    """The head of a published model, apart from its body.
+class Head(ABC):
+    """What makes scores of hidden states, apart from the body that makes hidden states of tokens.
+
+    A weight that both have keeps what the head adds to its gradient until the body has its own.
 
     Args:
         model: The published model.
-        path: Of its body within it.
+        outside: Modules of the head, without those inside them.
+        inside: Modules of the body, in the same way.
     """
 
-    def __init__(self, model: nn.Module, path: str) -> None:
-        self.model, self.path = model, path
-        body = self.body
-        within = {id(parameter) for parameter in body.parameters()}
-        outside = [m for m in model.modules() if m not in set(body.modules())]
-        self._own = [p for p in model.parameters() if id(p) not in within]
+    def __init__(
+        self, model: nn.Module, outside: Sequence[nn.Module], inside: Sequence[nn.Module]
+    ) -> None:
+        self.model = model
+        within = {id(p) for module in inside for p in module.parameters(recurse=False)}
+        learned = (p for module in outside for p in module.parameters(recurse=False))
+        self._own = list({id(p): p for p in learned if id(p) not in within}.values())
         self._waiting: dict[int, WaitingGradient] = {}
+        self._goes_on = False
         for module in outside:
             for name, parameter in module.named_parameters(recurse=False):
                 if id(parameter) in within:
                     read_waiting(module, name, self._waiting_for(parameter))
-        for module in body.modules():
+        for module in inside:
             for name, parameter in module.named_parameters(recurse=False):
                 if id(parameter) in self._waiting:
-                    join_waiting(module, name, self._waiting[id(parameter)])
+                    self._join_waiting(module, name, self._waiting[id(parameter)])
 
     def _waiting_for(self, parameter: nn.Parameter) -> WaitingGradient:
         return self._waiting.setdefault(id(parameter), WaitingGradient())
 
-    @property
-    def body(self) -> Any:
-        """The module whose hidden states the head reads."""
-        return self.model.get_submodule(self.path)
-
+    @abstractmethod
     def scores(self, hidden_BKD: torch.Tensor) -> torch.Tensor:
         """Scores of positions: (B, K, D) hidden states to (B, K, V)."""
-        ids_BK = hidden_BKD.new_zeros(hidden_BKD.shape[:2], dtype=torch.long)
-        with self._stood_in(Answer((hidden_BKD, hidden_BKD[:, 0]))):
-            found = self.model(input_ids=ids_BK, return_dict=True)
-        for name in SCORES:
-            if name in found:
-                scores: torch.Tensor = found[name]
-                return scores
-        raise AssertionError(f"{type(self.model).__name__} gives no scores")
 
     def loss(
-        self, hidden_BLD: torch.Tensor, labels_BL: torch.Tensor, memory: MemoryConfig
+        self,
+        hidden_BLD: torch.Tensor,
+        labels_BL: torch.Tensor,
+        memory: MemoryConfig,
+        *,
+        tiles: int | None = None,
+        smoothing: float = 0.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed cross-entropy and number of predictions, tile by tile.
 
@@ -105,6 +105,8 @@ class PublishedHead:
             hidden_BLD: (B, L, D) hidden states of the body.
             labels_BL: (B, L) what each position predicts, -100 for nothing.
             memory: How many tiles.
+            tiles: The same as a number, where it does not follow from the hidden states.
+            smoothing: Share of each label that is spread over the vocabulary.
         """
 
         def loss_of_tile(
@@ -116,11 +118,12 @@ class PublishedHead:
                 labels_BK.flatten(),
                 ignore_index=IGNORE_INDEX,
                 reduction="sum",
+                label_smoothing=smoothing,
             )
 
         waiting = self._waiting.values()
         learned = [*self._own, *(one.anchor for one in waiting)]
-        tiles = self.tiles(hidden_BLD, memory)
+        tiles = self.tiles(hidden_BLD, memory) if tiles is None else tiles
         return tiled_loss(
             loss_of_tile, [hidden_BLD], labels_BL, tiles, learned, WaitingGradients(waiting)
         )
@@ -130,6 +133,55 @@ class PublishedHead:
         rows, length, width = hidden_BLD.shape
         vocabulary: int = self.model.config.vocab_size  # type: ignore[union-attr, assignment]
         return memory.head_tiles_for(rows, length, width, vocabulary, hidden_BLD.device.type)
+
+    @contextmanager
+    def goes_on(self) -> Iterator[None]:
+        """For one more pass through weights of the body: what is waiting for them stays."""
+        self._goes_on = True
+        try:
+            yield
+        finally:
+            self._goes_on = False
+
+    def _join_waiting(self, module: nn.Module, name: str, waiting: WaitingGradient) -> None:
+        """Makes a module of the body add what is waiting to the gradient of its weight."""
+        forward: Callable[..., Any] = module.forward
+
+        def joining(*args: Any, **kwargs: Any) -> Any:
+            if not self._goes_on:
+                waiting.join(module._parameters[name])  # type: ignore[arg-type]
+            return forward(*args, **kwargs)
+
+        module.forward = joining
+
+
+class PublishedHead(Head):
+    """The head of a published model, as its class has it.
+
+    Args:
+        model: The published model.
+        path: Of its body within it.
+    """
+
+    def __init__(self, model: nn.Module, path: str) -> None:
+        self.path = path
+        inside = dict.fromkeys(model.get_submodule(path).modules())
+        super().__init__(model, [m for m in model.modules() if m not in inside], [*inside])
+
+    @property
+    def body(self) -> Any:
+        """The module whose hidden states the head reads."""
+        return self.model.get_submodule(self.path)
+
+    def scores(self, hidden_BKD: torch.Tensor) -> torch.Tensor:
+        ids_BK = hidden_BKD.new_zeros(hidden_BKD.shape[:2], dtype=torch.long)
+        with self._stood_in(Answer((hidden_BKD, hidden_BKD[:, 0]))):
+            found = self.model(input_ids=ids_BK, return_dict=True)
+        for name in SCORES:
+            if name in found:
+                scores: torch.Tensor = found[name]
+                return scores
+        raise AssertionError(f"{type(self.model).__name__} gives no scores")
 
     @contextmanager
     def _stood_in(self, answer: Any) -> Iterator[None]:
@@ -157,14 +209,3 @@ def read_waiting(module: nn.Module, name: str, waiting: WaitingGradient) -> None
             del module.__dict__[name]
 
     module.forward = reading
-
-
-def join_waiting(module: nn.Module, name: str, waiting: WaitingGradient) -> None:
-    """Makes a module of the body add what is waiting to the gradient of its weight."""
-    forward: Callable[..., Any] = module.forward
-
-    def joining(*args: Any, **kwargs: Any) -> Any:
-        waiting.join(module._parameters[name])  # type: ignore[arg-type]
-        return forward(*args, **kwargs)
-
-    module.forward = joining
