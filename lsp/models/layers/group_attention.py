@@ -135,8 +135,9 @@ def make_groups(
         count_BL = most_BL - before_BL
     number_BL = torch.where(real_BL, number_BL, -1)
     fold = length
-    if chunk is not None and length % chunk == 0 and bool((index_L % chunk == 0)[begins_BL].all()):
-        fold = chunk
+    if chunk is not None and length % chunk == 0:
+        aligned = not bool((begins_BL & (index_L % chunk != 0)).any())
+        fold = chunk if aligned else length
     number_ML, count_ML = (x_BL.reshape(-1, fold) for x_BL in (number_BL, count_BL.clamp(min=1)))
     spans = None
     if fold == length:
