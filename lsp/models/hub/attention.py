@@ -378,10 +378,10 @@ def _shared(
 def register() -> None:
     """Makes the attention functions known to `transformers`, once or again.
 
-    None of them gets a mask function: without one `transformers` makes no mask, and what four
-    dimensions it is given reaches attention.
+    Masks that `transformers` makes itself, in generation, are those for its own `sdpa`.
     """
-    from transformers import AttentionInterface
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
 
     from lsp.models.hub.kernels import flex, varlen
 
@@ -393,3 +393,4 @@ def register() -> None:
     }
     for name, attend in functions.items():
         AttentionInterface.register(NAMES[name], interface(attend))
+        AttentionMaskInterface.register(NAMES[name], sdpa_mask)
