@@ -15,11 +15,14 @@ from torch.utils.checkpoint import checkpoint
 
 from lsp.models.hub.table import HubRow
 
+CACHES = ("cache", "past_key_values", "layer_past")
+"""What published layers call what they remember of tokens before."""
 
-def layers_of(row: HubRow, model: nn.Module) -> list[nn.Module]:
-    """The layers of a model: none is inside another."""
+
+def layers_of(row: HubRow, model: Any) -> list[nn.Module]:
+    """The layers of a published model: none is inside another."""
     if row.layers:
-        found = [model.get_submodule(path) for path in row.layers]
+        found = [model.base_model.get_submodule(path) for path in row.layers]
         return [layer for stack in found for layer in stack]  # type: ignore[attr-defined]
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -41,6 +44,8 @@ def _forgetting(layer: nn.Module, forward: Callable[..., Any]) -> Callable[..., 
     def forgetting(*args: Any, **kwargs: Any) -> Any:
         if not (layer.training and torch.is_grad_enabled()):
             return forward(*args, **kwargs)
+        # What is computed twice must not be remembered twice.
+        kwargs |= {name: None for name in CACHES if name in kwargs}
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
     return forgetting

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,9 +10,11 @@ from lsp.core.errors import UserError, require
 from lsp.core.objectives import NEXT_TOKEN
 from lsp.models.hub import keys
 from lsp.models.hub.config import HubConfig
+from lsp.models.hub.table import HubRow
 
-PAD = ("pad", "eos")
-"""Roles whose id padding can have, the first that there is."""
+ENDING, PAD = "_token_id", "pad_token_id"
+ROLES = ("pad", "eos")
+"""Roles whose id padding, and what has to have one, can have; the first that there is."""
 
 
 def settle(
@@ -41,20 +44,27 @@ def settle(
     else:
         keys.check_keys(_type(config), given)
     model_type, row = _type(config), config.row
-    names = keys.known_keys(model_type)
     if objective not in row.objectives:
         raise UserError(
             f"objective={objective} is not possible with model_type={model_type}: choose one of "
             f"{', '.join(row.objectives)}"
         )
     values = dict(given)
-    values.setdefault("vocab_size", vocab_size)
+    if not _has(model_type, given, "vocab_size"):
+        values["vocab_size"] = vocab_size + row.extra_ids
     values.update(_special(model_type, special_ids, values))
-    if row.positions and row.positions in names:
-        first = values["pad_token_id"] + 1 if row.first_position == "pad" else 0
-        values.setdefault(row.positions, sequence_length + first)
-    values.update(_causal(row.causal, objective, model_type))
-    values.update(_fixed(config, row.settings))
+    first = values["pad_token_id"] + 1 if row.first_position == "pad" else 0
+    for key in (row.positions, row.decoder_positions):
+        if key and not _has(model_type, given, key):
+            values[key] = sequence_length + first
+    for key, value in (_switched(row, objective) | _lengths(model_type, sequence_length)).items():
+        require(
+            given.get(key, value) == value,
+            f"model_init_config.{key}={given.get(key)} is not possible with objective={objective} "
+            f"and sequence_length={sequence_length}: use {value}, or leave it out",
+        )
+        values[key] = value
+    values |= {key: 0.0 for key in keys.known_keys(model_type) if _drops_layers(config, key)}
     made = keys.make_config(model_type, values)
     config.objective = objective
     config.settled = keys.plain_values(made)
@@ -71,39 +81,55 @@ def _special(
     model_type: str, special_ids: Mapping[str, int | None], given: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Every special id that the config has a field for: the tokenizer's, the given or none."""
-    default = keys.default_config(model_type)
-    names = {name for name in vars(default) if name.endswith("_token_id")} | {"pad_token_id"}
     found: dict[str, Any] = {}
-    for name in names:
-        token = special_ids.get(name.removesuffix("_token_id"))
-        own = given.get(name)
-        if token is None and isinstance(own, int) and own < given["vocab_size"]:
+    for field in dataclasses.fields(keys.config_class(model_type)):
+        if not field.name.endswith(ENDING):
+            continue
+        token = special_ids.get(field.name.removesuffix(ENDING))
+        own = given.get(field.name)
+        if token is None and isinstance(own, int) and own < given.get("vocab_size", own + 1):
             token = own
-        found[name] = token
-    if found["pad_token_id"] is None:
-        known = (special_ids.get(role) for role in PAD)
-        found["pad_token_id"] = next((token for token in known if token is not None), 0)
+        if token is None and (field.name == PAD or "None" not in str(field.type)):
+            known = (special_ids.get(role) for role in ROLES)
+            token = next((token for token in known if token is not None), 0)
+        found[field.name] = token
     return found
 
 
-def _causal(switch: str, objective: str, model_type: str) -> dict[str, Any]:
+def _has(model_type: str, given: Mapping[str, Any], key: str) -> bool:
+    """Whether a key is given, under any of its names."""
+    names = keys.config_class(model_type).attribute_map
+    return key in given or any(names.get(other) == key for other in given)
+
+
+def _switched(row: HubRow, objective: str) -> dict[str, object]:
     """What makes the model see only what comes before, or both sides."""
     causal = objective in NEXT_TOKEN
-    if switch in ("", "always"):
-        return {}
-    if switch == "attn_type":
-        return {"attn_type": "uni" if causal else "bi"}
-    return {switch: causal}
+    switch: dict[str, object] = {row.causal: causal} if row.causal not in ("", "always") else {}
+    if row.causal == "attn_type":
+        switch = {"attn_type": "uni" if causal else "bi"}
+    return dict(row.settings) | switch | (dict(row.causal_settings) if causal else {})
 
 
-def _fixed(config: HubConfig, settings: Mapping[str, object]) -> dict[str, Any]:
-    for key, value in settings.items():
-        given = config.model_init_config.get(key, value)
-        require(
-            given == value,
-            f"model_init_config.{key}={given} is not possible here: use {value}, or leave it out",
-        )
-    return dict(settings)
+def _lengths(model_type: str, sequence_length: int) -> dict[str, object]:
+    """What has to be the length of a row."""
+    return {"segment_means_seq_len": sequence_length} if model_type == "nystromformer" else {}
+
+
+def _drops_layers(config: HubConfig, key: str) -> bool:
+    """Whether a key leaves whole layers out at random.
+
+    Their weights then have no gradient, and processes would wait for each other in vain.
+    """
+    if not key.endswith("layerdrop"):
+        return False
+    value = config.model_init_config.get(key, 0)
+    require(
+        value == 0,
+        f"model_init_config.{key}={value} leaves layers out at random, for whose gradients other "
+        "processes would wait: use 0, or leave it out",
+    )
+    return True
 
 
 def read_published(config: HubConfig) -> dict[str, Any]:

@@ -11,47 +11,58 @@ from dataclasses import dataclass, field
 from lsp.core.errors import UserError, unknown_choice
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HubRow:
     """One architecture.
 
     Attributes:
+        model_type: Its published name.
         heads: The published class for each objective it can be trained with, that of its paper
             first.
         kind: `decoder`, `encoder` or `encoder_decoder`.
         causal: What makes it predict the next token without seeing it: `always`, the name of a
             key that does (`is_decoder`, `causal`, `attn_type`), or empty where nothing does.
         segments: How documents in a row are kept apart: `mask4d`, a mask over pairs of positions;
-            `interface`, the same through transformers' attention interface; empty, not at all.
+            `interface`, the same through transformers' attention interface; `documents`, one by
+            one; empty, not at all.
         shares: Whether processes can share the positions of a row.
         positions: Key of its number of positions; empty where any length will do.
-        table: Whether that key is the length of a table beyond which it fails, or, as with rotary
+        decoder_positions: The same for its decoder, where that is another.
+        table: Whether that is the length of a table beyond which it fails, or, as with rotary
             positions, only says what the model was made for.
         first_position: `pad` where the first token has the position after that of padding, which
             takes as many rows of the table.
         config: transformers' `model_type`, where that is another name.
         body: Path of the module whose hidden states the head reads, beside the usual.
         cost: Of attention in the length L of a row.
-        layers: Paths of its layers, where transformers cannot recompute them by itself.
-        settings: Keys that have to have these values here.
+        layers: Paths within the body of its layers, where transformers cannot recompute them.
+        experts: Part of the names of weights that a batch may leave without a gradient.
+        extra_ids: Ids that it needs beyond the vocabulary.
         ignored: Keys that are read from files and change nothing.
+        settings: Keys that have to have these values here.
+        causal_settings: Keys that have to have these values to predict the next token.
         note: What else is to be known.
     """
 
+    model_type: str
     heads: Mapping[str, str]
     kind: str
     causal: str = ""
     segments: str = ""
     shares: bool = False
     positions: str = "max_position_embeddings"
+    decoder_positions: str = ""
     table: bool = True
     first_position: str = ""
     config: str = ""
     body: str = ""
     cost: str = "L²"
     layers: tuple[str, ...] = ()
-    settings: Mapping[str, object] = field(default_factory=dict)
+    experts: str = ""
+    extra_ids: int = 0
     ignored: tuple[str, ...] = ()
+    settings: Mapping[str, object] = field(default_factory=dict)
+    causal_settings: Mapping[str, object] = field(default_factory=dict)
     note: str = ""
 
     @property
@@ -68,36 +79,406 @@ NATIVE = {
 }
 """What is written here instead: the value of `architecture=` by the published name."""
 
-
-def _decoder(name: str, **facts: object) -> HubRow:
-    heads = {"causal": name, "fill_in_the_middle": name}
-    return HubRow(heads, "decoder", **({"causal": "always"} | facts))  # type: ignore[arg-type]
+NEXT_SENTENCE, SENTENCE_ORDER = "next_sentence", "sentence_order"
 
 
-ROWS: dict[str, HubRow] = {
-    "bert": HubRow(
-        {
-            "next_sentence": "BertForPreTraining",
-            "masked": "BertForMaskedLM",
-            "causal": "BertLMHeadModel",
-            "fill_in_the_middle": "BertLMHeadModel",
-        },
-        "encoder",
-        causal="is_decoder",
+def _decoder(model_type: str, head: str, **facts: object) -> HubRow:
+    heads = {"causal": head, "fill_in_the_middle": head}
+    values = {"model_type": model_type, "heads": heads, "kind": "decoder", "causal": "always"}
+    return HubRow(**(values | facts))  # type: ignore[arg-type]
+
+
+def _encoder(
+    model_type: str,
+    masked: str,
+    decoder: str = "",
+    *,
+    pairs: str = "",
+    first: str = "masked",
+    **facts: object,
+) -> HubRow:
+    """An encoder; with the class that is its decoder, and the one that judges pairs of texts."""
+    heads = {"masked": masked}
+    if pairs:
+        heads |= {NEXT_SENTENCE: pairs, SENTENCE_ORDER: pairs}
+    if decoder:
+        heads |= {"causal": decoder, "fill_in_the_middle": decoder}
+    heads = {first: heads[first]} | heads
+    values = {"model_type": model_type, "heads": heads, "kind": "encoder"}
+    values |= {"causal": "is_decoder"} if decoder else {}
+    return HubRow(**(values | facts))  # type: ignore[arg-type]
+
+
+def _encoder_decoder(model_type: str, head: str, first: str, **facts: object) -> HubRow:
+    objectives = (first, "span_corruption", "denoising", "gap_sentences", "translation")
+    heads = dict.fromkeys(objectives, head)
+    values = {"model_type": model_type, "heads": heads, "kind": "encoder_decoder"}
+    return HubRow(**(values | facts))  # type: ignore[arg-type]
+
+
+INTERFACE, MASK, ONE_BY_ONE = "interface", "mask4d", "documents"
+PAD = {"first_position": "pad"}
+_MPT_IGNORED = (
+    "expansion_ratio", "resid_pdrop", "emb_pdrop", "learned_pos_emb", "init_device", "logit_scale",
+    "no_bias", "embedding_fraction", "norm_type",
+)  # fmt: skip
+ROTARY = {"table": False}
+
+_ROWS = (
+    _encoder(
+        "albert",
+        "AlbertForMaskedLM",
+        pairs="AlbertForPreTraining",
+        first=SENTENCE_ORDER,
+        segments=INTERFACE,
+        layers=("encoder.albert_layer_groups",),
     ),
-    "gpt2": _decoder("GPT2LMHeadModel", positions="n_positions"),
-    "llama": _decoder("LlamaForCausalLM", table=False),
-    "roberta": HubRow(
-        {
-            "masked": "RobertaForMaskedLM",
-            "causal": "RobertaForCausalLM",
-            "fill_in_the_middle": "RobertaForCausalLM",
-        },
-        "encoder",
-        causal="is_decoder",
-        first_position="pad",
+    _encoder_decoder("bart", "BartForConditionalGeneration", "denoising", segments=INTERFACE),
+    _encoder(
+        "bert",
+        "BertForMaskedLM",
+        "BertLMHeadModel",
+        pairs="BertForPreTraining",
+        first=NEXT_SENTENCE,
+        segments=INTERFACE,
     ),
-}
+    _decoder("bert-generation", "BertGenerationDecoder", causal="is_decoder", segments=INTERFACE),
+    _encoder(
+        "big_bird",
+        "BigBirdForMaskedLM",
+        "BigBirdForCausalLM",
+        pairs="BigBirdForPreTraining",
+        cost="L·block_size",
+        causal_settings={"attention_type": "original_full"},
+        note="rows longer than (5 + 2·num_random_blocks)·block_size; causal with full attention",
+    ),
+    _encoder_decoder(
+        "bigbird_pegasus",
+        "BigBirdPegasusForConditionalGeneration",
+        "gap_sentences",
+        cost="L·block_size",
+        note="rows longer than (5 + 2·num_random_blocks)·block_size",
+    ),
+    _decoder("biogpt", "BioGptForCausalLM", segments=INTERFACE, ignored=("layer_norm_eps",)),
+    _encoder_decoder(
+        "blenderbot", "BlenderbotForConditionalGeneration", "translation", segments=INTERFACE
+    ),
+    _encoder_decoder(
+        "blenderbot-small",
+        "BlenderbotSmallForConditionalGeneration",
+        "translation",
+        segments=INTERFACE,
+    ),
+    _decoder("bloom", "BloomForCausalLM", segments=MASK, positions=""),
+    _encoder(
+        "camembert", "CamembertForMaskedLM", "CamembertForCausalLM", **PAD, segments=INTERFACE
+    ),
+    _decoder("code_llama", "LlamaForCausalLM", config="llama", **ROTARY, segments=INTERFACE),
+    _decoder("codegen", "CodeGenForCausalLM", positions="n_positions", segments=MASK),
+    _decoder("cohere", "CohereForCausalLM", **ROTARY, segments=INTERFACE),
+    _decoder("ctrl", "CTRLLMHeadModel", positions="n_positions", segments=INTERFACE, layers=("h",)),
+    _encoder(
+        "data2vec-text",
+        "Data2VecTextForMaskedLM",
+        "Data2VecTextForCausalLM",
+        **PAD,
+        segments=INTERFACE,
+    ),
+    _encoder("deberta", "DebertaForMaskedLM", segments=MASK),
+    _encoder("deberta-v2", "DebertaV2ForMaskedLM", segments=MASK),
+    _encoder("distilbert", "DistilBertForMaskedLM", segments=INTERFACE),
+    HubRow(
+        model_type="electra",
+        heads={
+            "replaced_token": "ElectraForPreTraining",
+            "masked": "ElectraForMaskedLM",
+            "causal": "ElectraForCausalLM",
+            "fill_in_the_middle": "ElectraForCausalLM",
+        },
+        kind="encoder",
+        causal="is_decoder",
+        segments=INTERFACE,
+    ),
+    _encoder(
+        "ernie",
+        "ErnieForMaskedLM",
+        "ErnieForCausalLM",
+        pairs="ErnieForPreTraining",
+        first=NEXT_SENTENCE,
+        segments=INTERFACE,
+    ),
+    _decoder("falcon", "FalconForCausalLM", **ROTARY, segments=MASK),
+    HubRow(
+        model_type="flaubert",
+        heads={
+            "masked": "FlaubertWithLMHeadModel",
+            "causal": "FlaubertWithLMHeadModel",
+            "fill_in_the_middle": "FlaubertWithLMHeadModel",
+        },
+        kind="encoder",
+        causal="causal",
+        segments=MASK,
+        layers=("attentions", "ffns"),
+    ),
+    _encoder(
+        "fnet",
+        "FNetForMaskedLM",
+        pairs="FNetForPreTraining",
+        first=NEXT_SENTENCE,
+        segments=ONE_BY_ONE,
+        cost="L·log L",
+        note="mixes by Fourier transforms, without attention",
+    ),
+    _decoder("gemma", "GemmaForCausalLM", **ROTARY, segments=INTERFACE),
+    _decoder("git", "GitForCausalLM", segments=MASK, note="text alone, without images"),
+    _decoder("gpt-sw3", "GPT2LMHeadModel", positions="n_positions", segments=INTERFACE),
+    _decoder("gpt2", "GPT2LMHeadModel", positions="n_positions", segments=INTERFACE),
+    _decoder("gpt_bigcode", "GPTBigCodeForCausalLM", positions="n_positions", segments=INTERFACE),
+    _decoder("gpt_neox", "GPTNeoXForCausalLM", **ROTARY, segments=INTERFACE),
+    _decoder(
+        "gpt_neox_japanese",
+        "GPTNeoXJapaneseForCausalLM",
+        **ROTARY,
+        segments=MASK,
+        layers=("layers",),
+    ),
+    _decoder("gptj", "GPTJForCausalLM", positions="n_positions", segments=MASK),
+    _encoder(
+        "ibert",
+        "IBertForMaskedLM",
+        **PAD,
+        segments=MASK,
+        layers=("encoder.layer",),
+    ),
+    _decoder(
+        "imagegpt",
+        "ImageGPTForCausalImageModeling",
+        positions="n_positions",
+        segments=MASK,
+        extra_ids=1,
+        note="its last id, which nothing predicts, begins a published image",
+    ),
+    _encoder("layoutlm", "LayoutLMForMaskedLM", segments=MASK, note="text alone: boxes are 0"),
+    _encoder_decoder(
+        "led",
+        "LEDForConditionalGeneration",
+        "denoising",
+        positions="max_encoder_position_embeddings",
+        decoder_positions="max_decoder_position_embeddings",
+        cost="L·attention_window",
+    ),
+    _decoder("llama", "LlamaForCausalLM", **ROTARY, segments=INTERFACE),
+    _encoder(
+        "longformer",
+        "LongformerForMaskedLM",
+        **PAD,
+        cost="L·attention_window",
+        note="as published; architecture=longformer is ours",
+    ),
+    _encoder_decoder(
+        "longt5",
+        "LongT5ForConditionalGeneration",
+        "gap_sentences",
+        positions="",
+        body="decoder",
+        cost="L·local_radius",
+    ),
+    _encoder("luke", "LukeForMaskedLM", **PAD, segments=MASK, note="text alone, without entities"),
+    _encoder_decoder(
+        "m2m_100", "M2M100ForConditionalGeneration", "translation", table=False, segments=INTERFACE
+    ),
+    _decoder("mamba", "MambaForCausalLM", positions="", segments=ONE_BY_ONE, cost="L"),
+    _encoder_decoder("marian", "MarianMTModel", "translation", segments=INTERFACE),
+    _encoder(
+        "markuplm",
+        "MarkupLMModel",
+        **PAD,
+        segments=MASK,
+        layers=("encoder.layer",),
+        note="text alone, without paths; the head is ours",
+    ),
+    _encoder_decoder("mbart", "MBartForConditionalGeneration", "denoising", segments=INTERFACE),
+    _encoder(
+        "megatron-bert",
+        "MegatronBertForMaskedLM",
+        "MegatronBertForCausalLM",
+        pairs="MegatronBertForPreTraining",
+        first=SENTENCE_ORDER,
+        segments=MASK,
+    ),
+    _decoder(
+        "mixtral", "MixtralForCausalLM", **ROTARY, segments=INTERFACE, note="with its router's loss"
+    ),
+    _encoder(
+        "mobilebert",
+        "MobileBertForMaskedLM",
+        pairs="MobileBertForPreTraining",
+        first=NEXT_SENTENCE,
+        segments=INTERFACE,
+    ),
+    _encoder("mpnet", "MPNetForMaskedLM", **PAD, segments=MASK, layers=("encoder.layer",)),
+    _decoder(
+        "mpt",
+        "MptForCausalLM",
+        positions="max_seq_len",
+        segments=MASK,
+        ignored=_MPT_IGNORED,
+    ),
+    _encoder(
+        "mra",
+        "MraForMaskedLM",
+        segments=ONE_BY_ONE,
+        cost="L·block_per_row",
+        note="rows of a multiple of 32; its attention, published as a CUDA kernel, is ours",
+    ),
+    _encoder_decoder("mvp", "MvpForConditionalGeneration", "translation", segments=MASK),
+    _encoder_decoder(
+        "nllb-moe",
+        "NllbMoeForConditionalGeneration",
+        "translation",
+        table=False,
+        segments=INTERFACE,
+        experts=".experts.",
+        note="with its router's loss",
+    ),
+    _encoder(
+        "nystromformer",
+        "NystromformerForMaskedLM",
+        segments=ONE_BY_ONE,
+        cost="L·num_landmarks",
+        note="rows of one length, a multiple of num_landmarks",
+    ),
+    _decoder(
+        "openai-gpt",
+        "OpenAIGPTLMHeadModel",
+        positions="n_positions",
+        segments=MASK,
+        layers=("h",),
+    ),
+    _decoder("opt", "OPTForCausalLM", body="model.decoder", segments=INTERFACE),
+    _encoder_decoder(
+        "pegasus", "PegasusForConditionalGeneration", "gap_sentences", segments=INTERFACE
+    ),
+    _encoder_decoder(
+        "pegasus_x",
+        "PegasusXForConditionalGeneration",
+        "gap_sentences",
+        table=False,
+        cost="L·block_size",
+    ),
+    _decoder("persimmon", "PersimmonForCausalLM", **ROTARY, segments=INTERFACE),
+    _decoder("phi", "PhiForCausalLM", **ROTARY, segments=INTERFACE),
+    _encoder_decoder("plbart", "PLBartForConditionalGeneration", "denoising", segments=INTERFACE),
+    HubRow(
+        model_type="prophetnet",
+        heads={"future_ngram": "ProphetNetForConditionalGeneration"},
+        kind="encoder_decoder",
+    ),
+    _decoder("qwen2", "Qwen2ForCausalLM", **ROTARY, segments=INTERFACE),
+    _encoder("rembert", "RemBertForMaskedLM", "RemBertForCausalLM", segments=MASK),
+    _encoder("roberta", "RobertaForMaskedLM", "RobertaForCausalLM", **PAD, segments=INTERFACE),
+    _encoder(
+        "roberta-prelayernorm",
+        "RobertaPreLayerNormForMaskedLM",
+        "RobertaPreLayerNormForCausalLM",
+        **PAD,
+        segments=INTERFACE,
+    ),
+    _encoder(
+        "roc_bert",
+        "RoCBertForMaskedLM",
+        "RoCBertForCausalLM",
+        segments=INTERFACE,
+        note="tokens alone, without shapes and pronunciation",
+    ),
+    _encoder("roformer", "RoFormerForMaskedLM", "RoFormerForCausalLM", segments=MASK),
+    _decoder("rwkv", "RwkvForCausalLM", positions="", segments=ONE_BY_ONE, cost="L"),
+    HubRow(
+        model_type="splinter",
+        heads={"recurring_span": "SplinterForPreTraining"},
+        kind="encoder",
+        segments=MASK,
+    ),
+    _encoder("squeezebert", "SqueezeBertForMaskedLM", segments=MASK, layers=("encoder.layers",)),
+    _decoder("stablelm", "StableLmForCausalLM", **ROTARY, segments=INTERFACE),
+    _decoder("starcoder2", "Starcoder2ForCausalLM", **ROTARY, segments=INTERFACE),
+    _encoder_decoder(
+        "switch_transformers",
+        "SwitchTransformersForConditionalGeneration",
+        "span_corruption",
+        positions="",
+        body="decoder",
+        experts=".experts.",
+        segments=MASK,
+        note="with its router's loss",
+    ),
+    _encoder_decoder(
+        "t5",
+        "T5ForConditionalGeneration",
+        "span_corruption",
+        positions="",
+        body="decoder",
+        segments=INTERFACE,
+    ),
+    _encoder(
+        "visual_bert",
+        "VisualBertForPreTraining",
+        pairs="VisualBertForPreTraining",
+        segments=MASK,
+        note="text alone, without images",
+    ),
+    _decoder("xglm", "XGLMForCausalLM", table=False, segments=MASK),
+    HubRow(
+        model_type="xlm",
+        heads={
+            "masked": "XLMWithLMHeadModel",
+            "causal": "XLMWithLMHeadModel",
+            "fill_in_the_middle": "XLMWithLMHeadModel",
+        },
+        kind="encoder",
+        causal="causal",
+        segments=MASK,
+        layers=("attentions", "ffns"),
+    ),
+    HubRow(
+        model_type="xlm-prophetnet",
+        heads={"future_ngram": "ProphetNetForConditionalGeneration"},
+        kind="encoder_decoder",
+        config="prophetnet",
+    ),
+    _encoder(
+        "xlm-roberta", "XLMRobertaForMaskedLM", "XLMRobertaForCausalLM", **PAD, segments=INTERFACE
+    ),
+    _encoder(
+        "xlm-roberta-xl",
+        "XLMRobertaXLForMaskedLM",
+        "XLMRobertaXLForCausalLM",
+        **PAD,
+        segments=INTERFACE,
+    ),
+    HubRow(
+        model_type="xlnet",
+        heads={
+            "permutation": "XLNetLMHeadModel",
+            "causal": "XLNetLMHeadModel",
+            "fill_in_the_middle": "XLNetLMHeadModel",
+        },
+        kind="decoder",
+        causal="attn_type",
+        segments=MASK,
+        positions="",
+        layers=("layer",),
+    ),
+    _encoder(
+        "yoso",
+        "YosoForMaskedLM",
+        segments=ONE_BY_ONE,
+        settings={"use_expectation": True},
+        note="by expectation, without hashing, whose CUDA kernel is not at hand",
+    ),
+)
+
+ROWS: dict[str, HubRow] = {row.model_type: row for row in _ROWS}
 
 
 def row_of(model_type: str) -> HubRow:
