@@ -6,17 +6,18 @@ that are shifted already, with the published head a tile of positions at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from lsp.core.batch import positions_from_segments
 from lsp.models.hub import masks
 from lsp.models.hub.config import HubConfig
 from lsp.models.hub.heads import PublishedHead
-from lsp.models.hub.losses import LOSSES
+from lsp.models.hub.losses import decoding, family_of, head_of
 from lsp.models.interface import LanguageModel
 from lsp.models.layers.dropout import derive_seed
 from lsp.models.memory import MemoryConfig
@@ -29,14 +30,26 @@ class HubModel(LanguageModel):
         config: Settled.
         model: Of `transformers`, made ready (`build.py`).
         memory: Settled.
+        parts: What the published model lacks for its objective, by the name it gets here.
     """
 
-    def __init__(self, config: HubConfig, model: nn.Module, memory: MemoryConfig) -> None:
+    def __init__(
+        self,
+        config: HubConfig,
+        model: nn.Module,
+        memory: MemoryConfig,
+        parts: Mapping[str, nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         self.config, self.memory = config, memory
         self.row = config.row
         self.model: Any = model
-        self.head = PublishedHead(model, self.row.body or str(model.base_model_prefix))
+        for name, part in (parts or {}).items():
+            self.add_module(name, part)
+        body = self.row.body or str(model.base_model_prefix)
+        self.head = head_of(model, body, config.model_type, config.objective)
+        self.family = family_of(config.model_type, config.objective)
+        self.rows_seed: tuple[int, int] | None = None
         self._seed: int | None = None
 
     def begin_micro_batch(self, seed: int, first_row: int = 0) -> None:
@@ -44,7 +57,7 @@ class HubModel(LanguageModel):
 
         A pass that was given none draws one number from torch's global CPU generator.
         """
-        self._seed = derive_seed(seed, first_row)
+        self._seed, self.rows_seed = derive_seed(seed, first_row), (seed, first_row)
 
     def forward(
         self,
@@ -57,16 +70,9 @@ class HubModel(LanguageModel):
         """Summed loss and number of predictions; see `Batch.extra` for what else there may be."""
         self.config.check_length(input_ids.shape[1])
         with self.randomness():
-            loss = LOSSES.get(self.config.objective or "")
-            if loss is not None:
-                batch = {
-                    "input_ids": input_ids,
-                    "labels": labels,
-                    "segment_ids": segment_ids,
-                    "position_ids": position_ids,
-                    **extra,
-                }
-                return loss(self, {k: v for k, v in batch.items() if v is not None})
+            if self.family is not None:
+                own = self._batch(input_ids, segment_ids, position_ids, labels=labels, **extra)
+                return self.family.loss(self, own)
             hidden_BLD = self.body_output(input_ids, segment_ids, position_ids)[0]
             return self.head.loss(hidden_BLD, labels, self.memory)
 
@@ -75,6 +81,8 @@ class HubModel(LanguageModel):
         input_ids: torch.Tensor,
         segment_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        *,
+        head: PublishedHead | None = None,
         **more: Any,
     ) -> Any:
         """What the published body answers with; its first entry is (B, L, D) hidden states.
@@ -83,9 +91,13 @@ class HubModel(LanguageModel):
             input_ids: (B, L) tokens.
             segment_ids: (B, L) document numbers, 0 for padding; None for one document per row.
             position_ids: (B, L) positions in the document; None for 0..L-1.
+            head: What reads another body, where there are two published models; None for the one
+                that is exported.
             more: For the body, as it is.
         """
-        body = self.head.body
+        own = self.head if head is None else head
+        assert isinstance(own, PublishedHead), "a model with two halves has no body"
+        body = own.body
         given = masks.arguments(
             self.row,
             body,
@@ -117,9 +129,55 @@ class HubModel(LanguageModel):
         input_ids: torch.Tensor,
         segment_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        **extra: torch.Tensor,
     ) -> torch.Tensor:
-        """Scores of every position: (B, L, V)."""
+        """Scores of every position: (B, L, V), or (B, T, V) of a decoder's inputs in `extra`."""
+        if decoding.decodes(self):
+            with self.randomness():
+                batch = self._batch(input_ids, segment_ids, position_ids, **extra)
+                return self.lm_head(decoding.hidden_states(self, batch))
         return self.lm_head(self.hidden_states(input_ids, segment_ids, position_ids))
+
+    @torch.no_grad()
+    def token_losses(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor,
+        segment_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **extra: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `LanguageModel`; `extra` as in `forward`."""
+        if self.family is None:
+            return super().token_losses(input_ids, labels, segment_ids, position_ids)
+        batch = self._batch(input_ids, segment_ids, position_ids, labels=labels, **extra)
+        with self.randomness():
+            return self.family.token_losses(self, batch)
+
+    def _batch(
+        self,
+        input_ids: torch.Tensor,
+        segment_ids: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        **extra: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """The fields of a batch by name, with those that a loss asks for."""
+        if segment_ids is None:
+            segment_ids = torch.ones_like(input_ids)
+        if position_ids is None:
+            position_ids = positions_from_segments(segment_ids)
+        own = {"input_ids": input_ids, "segment_ids": segment_ids, "position_ids": position_ids}
+        return own | extra
+
+    def new_cache(self) -> Any:
+        return decoding.Written() if decoding.decodes(self) else super().new_cache()
+
+    @torch.no_grad()
+    def step(self, input_ids: torch.Tensor, cache: Any) -> torch.Tensor:
+        """See `LanguageModel`; with an encoder, it reads the prompt, and the decoder writes."""
+        if decoding.decodes(self):
+            return decoding.step(self, input_ids, cache)
+        return super().step(input_ids, cache)
 
     @contextmanager
     def randomness(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from lsp.core.errors import UserError
 from lsp.models.hub import keys, masks
 from lsp.models.hub.adapter import HubModel
 from lsp.models.hub.config import HubConfig, residuals
+from lsp.models.hub.losses import experts, parts_of
 from lsp.models.hub.recompute import layers_of, recompute
 from lsp.models.memory import MemoryConfig
 
@@ -25,11 +26,19 @@ def build(config: HubConfig, memory: MemoryConfig | None = None) -> HubModel:
     published = keys.make_config(config.model_type, config.settled)
     published.use_cache = False
     head: Any = getattr(transformers, row.heads[config.objective])
+    if config.objective == "replaced_token":
+        published.num_labels = 1  # of classes that are not made for telling tokens apart alone
     model = head(published)
-    masks.prepare(row, model, config)
-    if memory.residual == "recomputed":
-        recompute(layers_of(row, model))
-    return HubModel(config, model, memory)
+
+    def prepare(model: Any) -> None:
+        masks.prepare(row, model, config)
+        experts.prepare(model)
+        if memory.residual == "recomputed":
+            recompute(layers_of(row, model))
+
+    prepare(model)
+    parts = parts_of(model, config.objective, config.generator, prepare)
+    return HubModel(config, model, memory, parts)
 
 
 def begin(model: HubModel) -> None:

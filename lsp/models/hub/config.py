@@ -33,6 +33,9 @@ class HubConfig:
             from `sequence_length`.
         name: A folder with a `config.json`, or the name of a published model, to have its config.
         weights: Whether to begin with its weights, too.
+        generator: With objective=replaced_token, published keys of the generator that differ from
+            those of the model, e.g. `num_hidden_layers`; left out, ELECTRA's has a quarter of the
+            width, and DeBERTa's half of the layers.
         objective: What the model is made for; set by the run.
         settled: The whole published config; set by the run.
     """
@@ -41,6 +44,7 @@ class HubConfig:
     model_init_config: dict[str, Any] = field(default_factory=dict)
     name: str | None = None
     weights: bool = False
+    generator: dict[str, Any] = field(default_factory=dict)
     objective: str | None = None
     settled: dict[str, Any] = field(default_factory=dict)
 

@@ -131,8 +131,13 @@ class Head(ABC):
     def tiles(self, hidden_BLD: torch.Tensor, memory: MemoryConfig) -> int:
         """In how many pieces the scores of rows are computed."""
         rows, length, width = hidden_BLD.shape
-        vocabulary: int = self.model.config.vocab_size  # type: ignore[union-attr, assignment]
-        return memory.head_tiles_for(rows, length, width, vocabulary, hidden_BLD.device.type)
+        return memory.head_tiles_for(rows, length, width, self.vocab_size, hidden_BLD.device.type)
+
+    @property
+    def vocab_size(self) -> int:
+        """Scores of a position."""
+        size: int = self.model.config.vocab_size  # type: ignore[union-attr, assignment]
+        return size
 
     @contextmanager
     def goes_on(self) -> Iterator[None]:
