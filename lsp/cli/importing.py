@@ -35,6 +35,10 @@ VERB = Verb(
             "out=checkpoints/wt103",
         ),
         (
+            "any other published architecture, as lsp architectures lists them",
+            "lsp import from=openai-community/gpt2 architecture=hub out=checkpoints/gpt2",
+        ),
+        (
             "a RoBERTa, made into a Longformer for longer rows",
             "lsp import from=FacebookAI/roberta-base architecture=longformer sequence_length=4096 "
             "out=checkpoints/long",
@@ -46,6 +50,7 @@ VERB = Verb(
         "architecture": "name of the architecture",
         "sequence_length": "positions of the Longformer that a RoBERTa is made into",
         "attention_window": "of that Longformer, in all layers or [one,for,each]; 512 if null",
+        "objective": "what it goes on with (architecture=hub); null for what its head was made for",
     },
     run=run,
     exit_codes={},

@@ -97,6 +97,8 @@ def _usage(form: PublishedForm, config: Any, *, has_tokenizer: bool) -> str:
             "need nothing else; read them before `trust_remote_code=True` runs them.\n"
             f"{form.remark(config)}"
         )
+    elif form.remark(config):
+        code = f"\n{form.remark(config)}"
     opened = f"{folder}, trust_remote_code=True" if form.auto_map else folder
     model = f"{form.auto_class}.from_pretrained({opened})"
     if not has_tokenizer:

@@ -153,7 +153,7 @@ def compare(
                 "cases": [asdict(case) for case in cases],
                 "keeps_logits": form.keeps_logits,
                 "output": form.output,
-                "start_id": form.start_id(reference.config),
+                "start_id": form.special_ids(reference.config).get("decoder_start_token_id"),
                 "generate": generated,
                 "threads": torch.get_num_threads(),
             },

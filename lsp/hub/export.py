@@ -19,15 +19,13 @@ from lsp.core.errors import UserError, require
 from lsp.core.versions import versions
 from lsp.hub.card import Evidence, model_card
 from lsp.hub.comparison import HASH_SEED, Case, Comparison, compare
+from lsp.hub.form import PublishedForm
 from lsp.hub.published import CONFIG_FILE, form_of
 from lsp.hub.weights import cast, write_weights
 from lsp.models.interface import LanguageModel
 
 VERIFICATION = "verification.json"
 """Evidence in an export for programs; its presence marks a folder as an export of ours."""
-
-SHORT = 128
-"""Positions of the short comparison, at most."""
 
 RESERVED = (CONFIG_FILE, "generation_config.json", "README.md", VERIFICATION, SETTINGS)
 """Names in a tokenizer's folder that are not the tokenizer's."""
@@ -78,24 +76,12 @@ def export_model(
     form = form_of(model.config)
     weights = cast(model.state_dict(), dtype)
     published = form.to_published(weights, model.config)
-    config = form.published_config(model.config, form)
     reference, hash_seed = _reference(model, build, weights)
     staging = out.parent / f".{out.name}.exporting"
     shutil.rmtree(staging, ignore_errors=True)  # of an export that was killed
     try:
         staging.mkdir(parents=True)
-        # What is tied is one weight, and a reader ties it again.
-        tied = set(form.tied(model.config))
-        kept = {name: weight for name, weight in published.items() if name not in tied}
-        write_weights(form.stored(kept, model.config), staging, max_shard_size)
-        _write_json(
-            staging / CONFIG_FILE, config | {"transformers_version": version("transformers")}
-        )
-        for file in form.code:
-            shutil.copyfile(file, staging / file.name)
-        if form.generates:
-            generation = _generation_config(model.config, form.start_id(model.config))
-            _write_json(staging / "generation_config.json", generation)
+        config = write_model(staging, form, model.config, published, max_shard_size)
         if tokenizer_path is not None:
             copy_tokenizer(tokenizer_path, staging)
         comparison = compare(
@@ -103,7 +89,7 @@ def export_model(
             reference,
             form,
             published,
-            cases=comparison_cases(model.config, verify_length or sequence_length),
+            cases=comparison_cases(form, model.config, verify_length or sequence_length),
             config=config,
             hash_seed=hash_seed,
             tokenizer_path=tokenizer_path,
@@ -118,6 +104,38 @@ def export_model(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return comparison
+
+
+def write_model(
+    folder: Path,
+    form: PublishedForm,
+    config: Any,
+    published: Mapping[str, torch.Tensor],
+    max_shard_size: int = 5 * 10**9,
+) -> dict[str, Any]:
+    """Writes what `from_pretrained` reads: weights, configuration, code.
+
+    Args:
+        folder: Existing folder.
+        form: How `transformers` knows the architecture.
+        config: Of the model.
+        published: Its weights under the published names.
+        max_shard_size: Largest file of weights in bytes.
+
+    Returns:
+        What `config.json` says of the model.
+    """
+    # What is tied is one weight, and a reader ties it again.
+    tied = set(form.tied(config))
+    kept = {name: weight for name, weight in published.items() if name not in tied}
+    write_weights(form.stored(kept, config), folder, max_shard_size)
+    described = form.published_config(config, form)
+    _write_json(folder / CONFIG_FILE, described | _written_by())
+    for file in form.code:
+        shutil.copyfile(file, folder / file.name)
+    if form.generates:
+        _write_json(folder / "generation_config.json", _generation_config(config, form))
+    return described
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:
@@ -136,9 +154,9 @@ def check_out(out: Path, *, overwrite: bool) -> None:
     raise UserError(f"out={out} exists and is {kind}: {hint}")
 
 
-def comparison_cases(config: Any, length: int) -> list[Case]:
+def comparison_cases(form: PublishedForm, config: Any, length: int) -> list[Case]:
     """A short row that every kind of attention sees whole, and a row of the training length."""
-    short = min(length, config.seen_whole, SHORT)
+    short = form.short_length(config, length)
     return [Case("short", short, "float32"), Case("whole length", length, "float64")]
 
 
@@ -180,11 +198,9 @@ def _reference(
     return reference.eval(), hash_seed
 
 
-def _generation_config(config: Any, start_id: int | None) -> dict[str, Any]:
-    special = {key: getattr(config, f"{key}_token_id") for key in ("bos", "eos", "pad")}
-    special["decoder_start"] = start_id
+def _generation_config(config: Any, form: PublishedForm) -> dict[str, Any]:
     return {
-        **{f"{key}_token_id": value for key, value in special.items() if value is not None},
+        **form.special_ids(config),
         "do_sample": True,
         "use_cache": getattr(config, "use_cache", True),
         **_written_by(),

@@ -14,6 +14,9 @@ from lsp.models.interface import LanguageModel
 
 Weights = Mapping[str, torch.Tensor]
 
+SHORT = 128
+"""Positions of the short comparison, at most."""
+
 BUNDLED = Path(__file__).with_name("bundled")
 """Folder of the model code that exports take along."""
 
@@ -44,8 +47,9 @@ class PublishedForm:
             renames or rearranges weights as it opens them.
         inputs: (our config, (1, L) input ids) to all that the class is called with.
         output: What it calls the scores of the positions.
-        start_id: Given a config of ours, the token that a decoder beside an encoder begins with;
-            None where there is no such decoder.
+        short_length: (our config, length of the training) to that of a short comparison.
+        special_ids: Given a config of ours, what generation has to know: `eos_token_id`, …, and
+            `decoder_start_token_id` where a decoder writes beside an encoder.
         auto_map: Where `transformers` has no such class: what opens the folder, by the name of the
             auto class, as `file.class` of the code that lies in it.
     """
@@ -67,14 +71,21 @@ class PublishedForm:
     tied: Callable[[Any], Iterable[str]] = lambda _: ()
     remark: Callable[[Any], str] = lambda _: ""
     auto_map: Mapping[str, str] = field(default_factory=dict)
-    stored: Callable[[dict[str, torch.Tensor], Any], dict[str, torch.Tensor]] = (
-        lambda weights, _: weights
+    stored: Callable[[dict[str, torch.Tensor], Any], dict[str, torch.Tensor]] = lambda weights, _: (
+        weights
     )
     inputs: Callable[[Any, torch.Tensor], dict[str, torch.Tensor]] = lambda _, ids_BL: {
         "input_ids": ids_BL
     }
     output: str = "logits"
-    start_id: Callable[[Any], int | None] = lambda _: None
+    short_length: Callable[[Any, int], int] = lambda config, length: min(
+        length, config.seen_whole, SHORT
+    )
+    special_ids: Callable[[Any], dict[str, int]] = lambda config: {
+        name: number
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+        if (number := getattr(config, name)) is not None
+    }
 
     @property
     def code(self) -> list[Path]:

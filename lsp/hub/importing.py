@@ -41,6 +41,8 @@ class PublishedModel:
         weights: fp32, by our names.
         ignored: Keys of its `config.json` that its model does not read.
         fresh: Published names of weights that it does not have, and that were drawn.
+        left_over: Names of weights that it has, and that what it goes on with does not need.
+        made_for: Tokens in a row that it says it was made for, where it can read more; 0 for none.
     """
 
     folder: Path
@@ -50,6 +52,8 @@ class PublishedModel:
     weights: dict[str, torch.Tensor]
     ignored: list[str]
     fresh: tuple[str, ...] = ()
+    left_over: tuple[str, ...] = ()
+    made_for: int = 0
 
 
 def locate(source: str) -> Path:

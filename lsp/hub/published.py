@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lsp.core.errors import UserError, unknown_choice
-from lsp.hub import longformer_forms, reformer_forms, transformer_xl_forms
+from lsp.hub import hub_forms, longformer_forms, reformer_forms, transformer_xl_forms
 from lsp.hub.form import PublishedForm
 from lsp.models import registry
 
@@ -25,6 +25,7 @@ _CHOICES: dict[str, Callable[[Any], PublishedForm]] = {
     "reformer": reformer_forms.form_of,
     "longformer": longformer_forms.form_of,
     "transformer_xl": transformer_xl_forms.form_of,
+    "hub": hub_forms.form_of,
 }
 
 

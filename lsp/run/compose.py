@@ -254,7 +254,7 @@ def in_architecture(error: ValueError, architecture: type | None) -> UserError:
 
 
 def _import_config(values: dict[Any, Any]) -> ImportConfig:
-    known = ["from", "out", "architecture", *LENGTHENING]
+    known = ["from", "out", "architecture", *LENGTHENING, "objective"]
     for key, value in values.items():
         if key not in known:
             raise unknown_key(str(key), value, known)

@@ -13,6 +13,7 @@ from omegaconf import MISSING
 from data_pipelines.config import DataConfig, PackingConfig, TokenizerConfig
 from lsp.checkpointing.config import CheckpointConfig
 from lsp.core.errors import require, unknown_choice
+from lsp.core.objectives import OBJECTIVES
 from lsp.data.config import ObjectiveConfig
 from lsp.evaluation.config import ReportsConfig
 from lsp.models.hub.config import HubConfig
@@ -305,6 +306,8 @@ class ImportConfig:
         sequence_length: Positions of the Longformer that a RoBERTa is made into (2004.05150,
             section 5); null for a checkpoint that stays as it is.
         attention_window: Of that Longformer: a number, or one per layer; null is 512.
+        objective: What it goes on with, for `architecture=hub`; null for what its head was made
+            for.
     """
 
     source: str = MISSING
@@ -312,6 +315,7 @@ class ImportConfig:
     architecture: str = "reformer"
     sequence_length: int | None = None
     attention_window: Any = None
+    objective: str | None = None
 
     def __post_init__(self) -> None:
         for key, name in (("source", "from"), ("architecture", "architecture")):
@@ -335,6 +339,13 @@ class ImportConfig:
             f"attention_window={window} must be a whole number, or a list of one for each layer, "
             "e.g. attention_window=512",
         )
+        require(
+            self.objective is None or self.architecture == "hub",
+            f"objective={self.objective} is for architecture=hub; other checkpoints go on with "
+            "what they were made for: leave it out",
+        )
+        if self.objective not in (None, *OBJECTIVES):
+            raise unknown_choice("objective", self.objective, OBJECTIVES)
         for key in LENGTHENING:
             value = getattr(self, key)
             require(

@@ -17,14 +17,19 @@ from lsp.core.errors import UserError, require
 from lsp.core.exit_codes import DONE
 from lsp.core.versions import versions
 from lsp.data.config import ObjectiveConfig
+from lsp.hub.hub_importing import read_hub
 from lsp.hub.importing import PublishedModel, import_tokenizer, locate, read_published
 from lsp.hub.lengthening import read_lengthened
-from lsp.hub.published import read_published_config
+from lsp.hub.published import FORMS, read_published_config
 from lsp.models import longformer_config, registry, roberta_conversion
+from lsp.models.hub.table import ROWS
 from lsp.models.transformer_xl_config import UNLIMITED
 from lsp.run.compose import load_train_config, save_yaml
 from lsp.run.config import LENGTHENING, ImportConfig, RunConfig
 from lsp.run.parts import build_model
+
+SHOWN = 8
+"""Names of weights that are told, at most."""
 
 
 def run_import(config: ImportConfig) -> int:
@@ -42,24 +47,36 @@ def run_import(config: ImportConfig) -> int:
     with torch.device("meta"):  # what is tied has two names, and is one parameter
         parameters = sum(p.numel() for p in build_model(run).parameters())
     print(f"imported {config.source} into {out}")
-    print(f"  {published.architecture}, {parameters:,} parameters, objective={published.objective}")
+    hub = published.architecture == "hub"
+    kind = published.config.model_type if hub else published.architecture
+    print(f"  {kind}, {parameters:,} parameters, objective={published.objective}")
     print(f"  sequence_length={run.sequence_length:,}")
     print(f"  tokenizer: {tokenizer or f'none; put its files into {out}/tokenizer'}")
     if published.fresh:
+        why = "not in the checkpoint" if hub else "without a language model's head"
+        print(f"  {why}, so these are fresh: {_named(published.fresh)}")
+    if published.left_over:
         print(
-            f"  without a language model's head, so these are fresh: {', '.join(published.fresh)}"
+            f"  in the checkpoint, and of no use for objective={published.objective}: "
+            f"{_named(published.left_over)}"
         )
     if published.ignored:
         print(f"  keys of config.json that the model does not read: {', '.join(published.ignored)}")
+    packing = "" if run.packing.strategy != "one_per_row" else " packing=one_per_row"
     print(
         f"next:\n  lsp train run_name={run.run_name} checkpoint.root={run.checkpoint.root} "
         f"architecture={published.architecture} "
         f"sequence_length={run.sequence_length} tokens_per_step={run.tokens_per_step} "
-        f"objective={published.objective}"
+        f"objective={published.objective}{packing}"
     )
     if published.objective == "causal" and tokenizer:
         print(f'  lsp generate run={out} prompt="The "')
     return DONE
+
+
+def _named(weights: tuple[str, ...]) -> str:
+    more = f" and {len(weights) - SHOWN} more" if len(weights) > SHOWN else ""
+    return ", ".join(weights[:SHOWN]) + more
 
 
 def _read(config: ImportConfig) -> PublishedModel:
@@ -85,6 +102,15 @@ def _read(config: ImportConfig) -> PublishedModel:
             f"FacebookAI/roberta-base, but {config.source} is a {kind}: leave it out, or name a "
             "RoBERTa",
         )
+    if config.architecture == "hub":
+        return read_hub(
+            folder, read_published_config(folder), config.objective, RunConfig.sequence_length
+        )
+    require(
+        kind not in ROWS or kind in {form.model_type for form in FORMS},
+        f"architecture={config.architecture}, but {config.source} is a {kind}: use "
+        "architecture=hub",
+    )
     published = read_published(folder)
     kind = published.architecture
     require(
@@ -108,11 +134,13 @@ def run_config(published: PublishedModel, out: Path) -> RunConfig:
     )
     length = int(published.config.max_positions)
     if length >= UNLIMITED:
-        length = config.sequence_length
+        length = min(config.sequence_length, published.made_for or config.sequence_length)
     config.run_name = out.name
     config.sequence_length = length
     config.tokens_per_step = -(-config.tokens_per_step // length) * length
     config.objective = ObjectiveConfig(name=published.objective)
+    if not registry.get(published.architecture).segments(published.config):
+        config.packing.strategy = "one_per_row"
     config.tokenizer = TokenizerConfig(kind="pretrained", name=str(out / "tokenizer"))
     config.architecture = registry.get(published.architecture).resolve(
         published.config,

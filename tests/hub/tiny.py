@@ -79,14 +79,13 @@ def export_alone(
     model: LanguageModel, sequence_length: int, out: Path, **options: Any
 ) -> Comparison:
     """Exports a model without a tokenizer."""
+    usual: dict[str, Any] = {"build": type(model), "tokenizer_path": None}
     return export_model(
         model,
-        build=type(model),
         sequence_length=sequence_length,
-        tokenizer_path=None,
         out=out,
         evidence=tiny_evidence(),
-        **options,
+        **(usual | options),
     )
 
 
