@@ -11,7 +11,7 @@ from lsp.models import registry
 from lsp.models.heads.registry import READERS, build_head
 from lsp.models.heads.weights import OURS, from_published
 
-LANGUAGE_MODEL = ("lm_head.", "crit.")
+LANGUAGE_MODEL = ("lm_head.", "crit.", "cls.predictions.")
 SEED = 0
 """Of fresh heads, so that an import can be repeated."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lsp.core.errors import UserError, unknown_choice
-from lsp.hub import hub_forms, longformer_forms, reformer_forms, transformer_xl_forms
+from lsp.hub import hub_forms, longformer_forms, nezha_forms, reformer_forms, transformer_xl_forms
 from lsp.hub.form import PublishedForm
 from lsp.models import registry
 
@@ -19,12 +19,14 @@ FORMS: tuple[PublishedForm, ...] = (
     *reformer_forms.FORMS,
     *longformer_forms.FORMS,
     *transformer_xl_forms.FORMS,
+    *nezha_forms.FORMS,
 )
 
 _CHOICES: dict[str, Callable[[Any], PublishedForm]] = {
     "reformer": reformer_forms.form_of,
     "longformer": longformer_forms.form_of,
     "transformer_xl": transformer_xl_forms.form_of,
+    "nezha": nezha_forms.form_of,
     "hub": hub_forms.form_of,
 }
 
@@ -103,4 +105,6 @@ def checked_config(config_class: Any, values: Mapping[str, Any]) -> Any:
 
 def objective_of(config: Any) -> str:
     """The objective that a published model was made for."""
-    return "causal" if config.is_decoder else "masked"
+    if config.is_decoder:
+        return "causal"
+    return "next_sentence" if getattr(config, "sentence_pairs", False) else "masked"

@@ -65,7 +65,7 @@ def _groups(
     return groups
 
 
-NOT_HIDDEN = ("embedding", "word_emb", "lm_head", "crit.", "_bias")
+NOT_HIDDEN = ("embedding", "word_emb", "lm_head", "crit.", "cls.", "_bias")
 """Parts of the names of what is looked up, predicts tokens, or is added for each head."""
 
 

@@ -18,6 +18,7 @@ from lsp.models.heads.models import (
     SequenceClassification,
     TokenClassification,
 )
+from lsp.models.heads.nezha import NezhaReader, PooledClassification
 from lsp.models.heads.reader import Reader
 from lsp.models.heads.reformer import ReformerReader
 from lsp.models.heads.transformer_xl import (
@@ -47,6 +48,7 @@ READERS: dict[str, type[Reader]] = {
     "reformer": ReformerReader,
     "longformer": LongformerReader,
     "transformer_xl": TransformerXLReader,
+    "nezha": NezhaReader,
 }
 
 _SEQUENCES, _TOKENS = "AutoModelForSequenceClassification", "AutoModelForTokenClassification"
@@ -72,6 +74,12 @@ HEADS: dict[tuple[str, str], PublishedHead] = {
             "TransfoXLForSequenceClassification",
             _SEQUENCES,
         ),
+        ("nezha", LanguageModelling, "NezhaForMaskedLM", _MASKED),
+        ("nezha", CausalLanguageModelling, "NezhaForCausalLM", _CAUSAL),
+        ("nezha", PooledClassification, "NezhaForSequenceClassification", _SEQUENCES),
+        ("nezha", QuestionAnswering, "NezhaForQuestionAnswering", _QUESTIONS),
+        ("nezha", MultipleChoice, "NezhaForMultipleChoice", _CHOICES),
+        ("nezha", TokenClassification, "NezhaForTokenClassification", _TOKENS),
     )
 }
 

@@ -231,6 +231,45 @@ def relative_map(
     )
 
 
+def clipped_map(
+    q_BNLH: torch.Tensor,
+    k_BNLH: torch.Tensor,
+    table_PH: torch.Tensor,
+    *,
+    causal: bool = False,
+    document_BL: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Weights of `clipped_attention`.
+
+    Args:
+        q_BNLH: (B, N, L, H) queries.
+        k_BNLH: (B, N, L, H) keys.
+        table_PH: (P, H) vectors of relative positions.
+        causal: Whether later keys are hidden.
+        document_BL: (B, L) document of each position, -1 for what nobody sees.
+
+    Returns:
+        (B, N, L, L); 0 for all keys of a query that nobody sees.
+    """
+    length, size, reach = *q_BNLH.shape[2:], len(table_PH) // 2
+    index_L = torch.arange(length, device=q_BNLH.device)
+    place_LL = (index_L - index_L[:, None]).clamp(-reach, reach) + reach
+    scores_BNLL = q_BNLH @ k_BNLH.transpose(-1, -2)
+    met_BNLP = q_BNLH @ table_PH.T
+    scores_BNLL = scores_BNLL + met_BNLP.gather(3, place_LL.expand_as(scores_BNLL))
+    seen_BLL = torch.ones_like(place_LL, dtype=torch.bool)[None]
+    if causal:
+        seen_BLL = seen_BLL.tril()
+    hidden_BL1 = None
+    if document_BL is not None:
+        own_BL1 = document_BL[..., None]
+        seen_BLL = seen_BLL & (own_BL1 == document_BL[:, None])
+        hidden_BL1 = own_BL1 < 0
+    lowest = torch.finfo(scores_BNLL.dtype).min
+    weights = _softmax((scores_BNLL * size**-0.5).masked_fill(~seen_BLL[:, None], lowest))
+    return weights if hidden_BL1 is None else weights.masked_fill(hidden_BL1[:, None], 0.0)
+
+
 def _chunk_scores(
     q_BNLH: torch.Tensor,
     k_BNLH: torch.Tensor,
