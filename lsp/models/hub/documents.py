@@ -55,6 +55,47 @@ class Documents:
         """Whether these are the documents of rows of such a shape; generation has none."""
         return self.segments_BL is not None and self.segments_BL.shape == shape[:2]
 
+    def lengthened(self, shape: torch.Size) -> Documents | None:
+        """The same in rows that are longer by padding, as some models make them; None for others.
+
+        Args:
+            shape: Of these rows.
+        """
+        if self.segments_BL is None or self.segments_BL.shape[0] != shape[0]:
+            return None
+        missing = shape[1] - self.segments_BL.shape[1]
+        if missing <= 0:
+            return self if missing == 0 else None
+        longer = Documents()
+        assert self.positions_BL is not None
+        longer.set(
+            F.pad(self.segments_BL, (0, missing)), F.pad(self.positions_BL, (0, missing)), False
+        )
+        return longer
+
+    @property
+    def alone(self) -> bool:
+        """Whether every row is document 1 from its first position on, then padding, if anything."""
+        assert self.segments_BL is not None
+        numbers_BL = self.segments_BL.cpu()
+        return bool(((numbers_BL == 0) | (numbers_BL == 1)).all()) and bool(
+            (numbers_BL.diff(dim=1) <= 0).all()
+        )
+
+    @property
+    def places(self) -> torch.Tensor:
+        """(S, K) where the tokens of each document are in all rows, -1 behind its end."""
+        assert self.given is not None
+        assert self.segments_BL is not None
+        first, found = 0, []
+        numbers_T = self.segments_BL.cpu().flatten()
+        for count in self._counts:
+            if numbers_T[first]:
+                found.append(torch.arange(first, first + count))
+            first += count
+        places_SK = nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-1)
+        return places_SK.to(self.segments_BL.device)
+
     @property
     def real(self) -> torch.Tensor:
         """(B, L) where there is no padding."""

@@ -5,7 +5,8 @@ Documents of a row are kept apart in one of these ways (`HubRow.segments`):
 `interface`: attention that `transformers` looks up by name gets the documents themselves
     (`attention.py`), and memory stays linear in the length of a row.
 `mask4d`: attention that is written out in the published model gets a mask over pairs of positions.
-`documents`: what has no such mask is computed document by document (`mixing.py`, `mra.py`).
+`documents`: what has no such mask is computed document by document (`mixing.py`, `mra.py`,
+    `blocks.py`); a decoder beside it gets a mask over pairs of positions.
 
 Positions begin at 0 in every document; where the published model counts them by itself, in its
 position embedding, that is told them (`positions.py`). Where nothing of this is possible the model
@@ -23,7 +24,7 @@ from torch import nn
 
 from lsp.core.batch import positions_from_segments
 from lsp.core.errors import UserError
-from lsp.models.hub import attention, mixing, mra, positions
+from lsp.models.hub import attention, blocks, mixing, mra, positions
 from lsp.models.hub.documents import Documents
 from lsp.models.hub.table import HubRow
 from lsp.models.layers.exchange import Exchange
@@ -32,6 +33,8 @@ ATTENTIONS = ("auto", "lsp", "sdpa", "eager", "flex_attention", "flash_attention
 """Values of `architecture.attention`."""
 
 PREPARE: dict[str, Callable[[nn.Module, Documents], None]] = {
+    "big_bird": blocks.prepare_big_bird,
+    "bigbird_pegasus": blocks.prepare_big_bird,
     "fnet": mixing.prepare_fnet,
     "mamba": mixing.prepare_mamba,
     "mobilebert": mixing.prepare_mobilebert,
@@ -64,6 +67,9 @@ A path of the body, to a module or a list of them, and the name of their argumen
 
 SEEN = ("deberta", "deberta-v2", "xlm", "flaubert")
 """Whose mask is true where a key is seen."""
+
+APART = ("led", "longformer", "longt5", "pegasus_x")
+"""Whose encoder reads rows of one document each."""
 
 OFFSETS = {"mra": 2, "nystromformer": 2, "yoso": 2}
 """Row of the position table that belongs to the first token, where the model adds it itself."""
@@ -109,6 +115,8 @@ def prepare(row: HubRow, model: nn.Module, config: Any) -> None:
             PREPARE[model_type](side, documents)
         if model_type in INSIDE:
             _mask_inside(side, documents, model_type)
+        if model_type in APART and side is sides[0]:
+            blocks.prepare_apart(side, documents)
     if model_type == "xlnet":
         # Its causal mask cannot be joined with others in place; with all masks given, both ways
         # of counting positions are the same (1906.08237, appendix A.1).
@@ -221,13 +229,20 @@ def _mask(
     keys_BK: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What a body is given as its mask."""
-    model_type, published = _type(model), model
-    apart = row.segments in ("interface", "mask4d")
+    model_type = _type(model)
+    config: Any = model.config
+    # What is computed document by document are encoders, and decoders without one.
+    apart = row.segments in ("interface", "mask4d") or (
+        row.segments == "documents"
+        and (
+            (row.kind == "encoder_decoder" and (causal or keys_BK is not None))
+            or getattr(config, "attention_type", None) == "original_full"
+        )
+    )
     if not apart or (model_type in INSIDE and keys_BK is None):
         padding_BK = segments_BL if keys_BK is None else keys_BK
         return (padding_BK != 0).long()
     given_B13M = attention.documents(segments_BL, causal, keys_BK)
-    config: Any = published.config
     if config._attn_implementation in attention.NAMES.values():
         return given_B13M
     return _additive(attention.dense_mask(given_B13M), _dtype(model))
