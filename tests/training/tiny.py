@@ -9,6 +9,8 @@ import torch
 from lsp.core.batch import IGNORE_INDEX, Batch, positions_from_segments
 from lsp.models.longformer import Longformer
 from lsp.models.longformer_config import LongformerConfig
+from lsp.models.mega import Mega
+from lsp.models.mega_config import MegaConfig
 from lsp.models.memory import MemoryConfig
 from lsp.models.reformer import Reformer
 from lsp.models.reformer_config import ReformerConfig
@@ -56,6 +58,28 @@ def longformer(memory: str = "auto", **values: Any) -> Longformer:
         "attention_probs_dropout_prob": 0.0,
     }
     return Longformer(LongformerConfig(**settings | values), MemoryConfig(residual=memory))
+
+
+def mega(memory: str = "auto", **values: Any) -> Mega:
+    settings: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "intermediate_size": 40,
+        "ema_projection_size": 4,
+        "shared_representation_size": 8,
+        "nffn_hidden_size": 48,
+        "use_chunking": True,
+        "chunk_size": 16,
+        "max_positions": LENGTH,
+        "vocab_size": 64,
+        "dropout_prob": 0.0,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "nffn_activation_dropout_prob": 0.0,
+    }
+    if values.get("is_decoder"):
+        values = {"bidirectional": False, **values}
+    return Mega(MegaConfig(**settings | values), MemoryConfig(residual=memory))
 
 
 def transformer_xl(residual: str = "recomputed", **values: Any) -> TransformerXL:
