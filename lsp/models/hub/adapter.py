@@ -20,6 +20,7 @@ from lsp.models.hub.heads import PublishedHead
 from lsp.models.hub.losses import decoding, family_of, head_of
 from lsp.models.interface import LanguageModel
 from lsp.models.layers.dropout import derive_seed
+from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
 from lsp.models.memory import MemoryConfig
 
 
@@ -49,6 +50,7 @@ class HubModel(LanguageModel):
         body = self.row.body or str(model.base_model_prefix)
         self.head = head_of(model, body, config.model_type, config.objective)
         self.family = family_of(config.model_type, config.objective)
+        self.exchange: Exchange = WHOLE_ROWS
         self.rows_seed: tuple[int, int] | None = None
         self._seed: int | None = None
 
@@ -57,7 +59,16 @@ class HubModel(LanguageModel):
 
         A pass that was given none draws one number from torch's global CPU generator.
         """
-        self._seed, self.rows_seed = derive_seed(seed, first_row), (seed, first_row)
+        # Shares of a row have other random numbers; the first has those of whole rows.
+        own = derive_seed(seed, first_row, *([self.exchange.index] if self.exchange.index else []))
+        self._seed, self.rows_seed = own, (seed, first_row)
+
+    def share_rows(self, exchange: Exchange) -> None:
+        """See `LanguageModel`; attention that is looked up by name asks for the rest."""
+        if not self.row.shares:
+            super().share_rows(exchange)
+        self.exchange = exchange
+        masks.share(self.model, exchange)
 
     def forward(
         self,
@@ -68,7 +79,7 @@ class HubModel(LanguageModel):
         **extra: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed loss and number of predictions; see `Batch.extra` for what else there may be."""
-        self.config.check_length(input_ids.shape[1])
+        self.config.check_length(input_ids.shape[1] * self.exchange.degree)
         with self.randomness():
             if self.family is not None:
                 own = self._batch(input_ids, segment_ids, position_ids, labels=labels, **extra)
@@ -106,6 +117,7 @@ class HubModel(LanguageModel):
             position_ids=position_ids,
             causal=self.config.is_decoder,
             config=self.config,
+            exchange=self.exchange,
         )
         return body(input_ids=input_ids, return_dict=True, **(given | more))
 
