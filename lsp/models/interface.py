@@ -241,8 +241,8 @@ class Architecture:
         config_class: Dataclass with the field names of the published `config.json`.
         build: `build(config, memory=None)` makes the model, with fresh weights, from its config
             and a `MemoryConfig`.
-        begin: Given that model, sets the weights that a run without a checkpoint goes on from,
-            where these are others.
+        begin: `begin(model, fresh)` gets that model ready for training: where it is `fresh`, no
+            checkpoint's weights will follow.
         objectives: Given a config, the names of the objectives it can be trained with, that of
             its paper first.
         check_shares: `check_shares(config, sequence_length, degree)` refuses a
@@ -268,4 +268,4 @@ class Architecture:
     residuals: Callable[[Any], tuple[str, ...]]
     segments: Callable[[Any], bool] = lambda _: True
     remembers: bool = False
-    begin: Callable[[Any], None] = lambda _: None
+    begin: Callable[[Any, bool], None] = lambda _, __: None

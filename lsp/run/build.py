@@ -328,12 +328,11 @@ def _parts(session: Session, prepared: PreparedData, share: Share) -> _Parts:
         memory = snapshot.memory(share.lanes) if goes_on else None
     seed_everything(config.seed)
     model = build_model(config)
+    registry.get(registry.name_of(config.architecture)).begin(model, snapshot is None)
     if snapshot is not None:
         load_weights(model, snapshot.weights, snapshot.path)
         if not goes_on:
             snapshot = _lengthened(snapshot, model, session)
-    else:
-        registry.get(registry.name_of(config.architecture)).begin(model)
     return _Parts(
         model=model,
         snapshot=snapshot,

@@ -12,6 +12,7 @@ from lsp.models.hub.adapter import HubModel
 from lsp.models.hub.config import HubConfig, residuals
 from lsp.models.hub.losses import experts, parts_of
 from lsp.models.hub.recompute import layers_of, recompute
+from lsp.models.hub.unused import freeze_unused
 from lsp.models.memory import MemoryConfig
 
 
@@ -41,22 +42,33 @@ def build(config: HubConfig, memory: MemoryConfig | None = None) -> HubModel:
     return HubModel(config, model, memory, parts)
 
 
-def begin(model: HubModel) -> None:
-    """Sets the weights that a fresh run of this model goes on from, if it is to have any.
+def begin(model: HubModel, fresh: bool) -> None:
+    """Gets a model ready for training.
+
+    Args:
+        model: Whole, on the host.
+        fresh: Whether it begins with published weights, where the config asks for them.
 
     Raises:
         UserError: They cannot be read.
     """
     config = model.config
-    if not config.weights:
-        return
+    if fresh and config.weights:
+        load_published(model.model, str(config.name))
+    freeze_unused(model)
+
+
+def load_published(model: Any, name: str) -> None:
+    """Sets the weights of a published model, but for a head that it was published without.
+
+    Raises:
+        UserError: They cannot be read, or are of other shapes.
+    """
     try:
-        source = type(model.model).from_pretrained(
-            config.name, config=model.model.config, dtype=torch.float32
-        )
+        source = type(model).from_pretrained(name, config=model.config, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise UserError(
-            f"architecture.name={config.name} has no weights that can be read: {reason}"
+            f"architecture.name={name} has no weights that can be read: {reason}"
         ) from error
-    model.model.load_state_dict(source.state_dict())
+    model.load_state_dict(source.state_dict())

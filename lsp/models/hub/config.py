@@ -13,7 +13,7 @@ from typing import Any
 
 from lsp.core.errors import UserError, require
 from lsp.core.objectives import NEXT_TOKEN
-from lsp.models.hub import keys
+from lsp.models.hub import keys, lengths
 from lsp.models.hub.table import ROWS, HubRow, row_of
 from lsp.models.shares import check_degree
 
@@ -93,9 +93,9 @@ class HubConfig:
 
     @property
     def vocab_size(self) -> int:
-        """Ids that have an embedding."""
+        """Ids that a text may have."""
         given = self.settled.get("vocab_size", self.model_init_config.get("vocab_size"))
-        return UNKNOWN_VOCABULARY if given is None else int(given)
+        return UNKNOWN_VOCABULARY if given is None else int(given) - self.row.extra_ids
 
     @property
     def pad_token_id(self) -> int | None:
@@ -130,11 +130,17 @@ class HubConfig:
         return (self.pad_token_id or 0) + 1 if self.row.first_position == "pad" else 0
 
     @property
+    def tables(self) -> dict[str, int]:
+        """Positions of rows that there are tables for, by the key of their length."""
+        row = self.row
+        named = [key for key in (row.positions, row.decoder_positions) if key and row.table]
+        found = {key: self.value(key) for key in named}
+        return {k: int(n) - self.first_position for k, n in found.items() if n is not None}
+
+    @property
     def max_positions(self) -> int:
         """The longest row that has a position for every token."""
-        if not (self.row.positions and self.row.table):
-            return UNLIMITED
-        return int(self.value(self.row.positions)) - self.first_position
+        return min(self.tables.values(), default=UNLIMITED)
 
     def check_length(self, sequence_length: int) -> None:
         """Refuses a length that the architecture cannot have.
@@ -142,15 +148,7 @@ class HubConfig:
         Raises:
             UserError: It cannot; the message names lengths that work.
         """
-        self.check_positions(sequence_length)
-
-    def check_positions(self, sequence_length: int) -> None:
-        """Refuses a length that not all have a position for."""
-        require(
-            sequence_length <= self.max_positions,
-            f"sequence_length={sequence_length} is longer than the {self.max_positions} positions "
-            f"of architecture.model_init_config.{self.row.positions}: shorten it, or raise that",
-        )
+        lengths.check(self, sequence_length)
 
     def check_shares(self, sequence_length: int, degree: int) -> None:
         """Refuses a `parallelism.sequence` that the length or the heads cannot be shared by."""
@@ -163,7 +161,9 @@ class HubConfig:
             return f"sequence_length={sequence_length} is not a multiple of it"
         heads = self.num_attention_heads
         if heads % degree:
-            return f"num_attention_heads={heads}, which attention deals out, is not a multiple"
+            return (
+                f"num_attention_heads={heads}, which attention deals out, is not a multiple of it"
+            )
         return None
 
 
@@ -184,7 +184,7 @@ def residuals(config: HubConfig) -> tuple[str, ...]:
 
 def length_multiple(config: HubConfig) -> int:
     """What lengths have to be a multiple of."""
-    return 1
+    return lengths.multiple(config)
 
 
 def resolve(

@@ -36,7 +36,6 @@ class HubRow:
         body: Path of the module whose hidden states the head reads, beside the usual.
         cost: Of attention in the length L of a row.
         layers: Paths within the body of its layers, where transformers cannot recompute them.
-        experts: Part of the names of weights that a batch may leave without a gradient.
         extra_ids: Ids that it needs beyond the vocabulary.
         ignored: Keys that are read from files and change nothing.
         settings: Keys that have to have these values here.
@@ -58,7 +57,6 @@ class HubRow:
     body: str = ""
     cost: str = "L²"
     layers: tuple[str, ...] = ()
-    experts: str = ""
     extra_ids: int = 0
     ignored: tuple[str, ...] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
@@ -338,7 +336,6 @@ _ROWS = (
         "translation",
         table=False,
         segments=INTERFACE,
-        experts=".experts.",
         note="with its router's loss",
     ),
     _encoder(
@@ -408,7 +405,6 @@ _ROWS = (
         "span_corruption",
         positions="",
         body="decoder",
-        experts=".experts.",
         segments=MASK,
         note="with its router's loss",
     ),
