@@ -74,10 +74,12 @@ class Head(ABC):
         self._own = list({id(p): p for p in learned if id(p) not in within}.values())
         self._waiting: dict[int, WaitingGradient] = {}
         self._goes_on = False
+        readers = {id(m): reader for reader in outside for m in _read_by(reader)}
         for module in outside:
             for name, parameter in module.named_parameters(recurse=False):
                 if id(parameter) in within:
-                    read_waiting(module, name, self._waiting_for(parameter))
+                    reader = readers.get(id(module), module)
+                    read_waiting(module, name, self._waiting_for(parameter), reader)
         for module in inside:
             for name, parameter in module.named_parameters(recurse=False):
                 if id(parameter) in self._waiting:
@@ -200,9 +202,23 @@ class PublishedHead(Head):
             modules[name] = body
 
 
-def read_waiting(module: nn.Module, name: str, waiting: WaitingGradient) -> None:
-    """Makes a module of the head keep the gradient of a weight that is not its own."""
-    forward: Callable[..., Any] = module.forward
+def _read_by(module: nn.Module) -> list[nn.Module]:
+    """Modules that another does not call, but whose weights it reads."""
+    if type(module).__name__ == "MobileBertLMPredictionHead":
+        return [module.decoder]  # type: ignore[list-item]
+    return []
+
+
+def read_waiting(module: nn.Module, name: str, waiting: WaitingGradient, reader: nn.Module) -> None:
+    """Makes a module of the head keep the gradient of a weight that is not its own.
+
+    Args:
+        module: The module that has the weight.
+        name: Of the weight.
+        waiting: What keeps the gradient.
+        reader: The module in whose call the weight is read.
+    """
+    forward: Callable[..., Any] = reader.forward
 
     def reading(*args: Any, **kwargs: Any) -> Any:
         # Here, not before: where weights are sharded, hooks have only now made it whole. What
@@ -213,4 +229,4 @@ def read_waiting(module: nn.Module, name: str, waiting: WaitingGradient) -> None
         finally:
             del module.__dict__[name]
 
-    module.forward = reading
+    reader.forward = reading

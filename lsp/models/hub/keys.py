@@ -16,6 +16,8 @@ from lsp.core.errors import UserError
 from lsp.models.hub.table import row_of
 
 KEY = "model_init_config"
+START = "decoder_start_token_id"
+"""What a decoder begins with: read of every encoder-decoder, also where it is no field."""
 SHOWN = 3
 
 # fmt: off
@@ -54,6 +56,8 @@ def known_keys(model_type: str) -> frozenset[str]:
     published = config_class(model_type)
     fields = {field.name for field in dataclasses.fields(published)}
     names = fields | set(published.attribute_map)
+    if row_of(model_type).kind == "encoder_decoder":
+        names.add(START)
     if "rope_parameters" in fields:
         names |= ROPE
     return frozenset(names - BOOKKEEPING - set(row_of(model_type).ignored))
@@ -100,7 +104,7 @@ def _in_a_line(model_type: str, values: Mapping[str, Any], error: Exception) -> 
 def plain_values(config: Any) -> dict[str, Any]:
     """A published config as plain values that make the same one again."""
     values = config.to_dict()
-    names = {field.name for field in dataclasses.fields(type(config))}
+    names = {field.name for field in dataclasses.fields(type(config))} | {START}
     return {
         key: _plain(value)
         for key, value in values.items()

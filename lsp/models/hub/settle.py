@@ -93,6 +93,9 @@ def _special(
             known = (special_ids.get(role) for role in ROLES)
             token = next((token for token in known if token is not None), 0)
         found[field.name] = token
+    if keys.START in keys.known_keys(model_type):
+        start = special_ids.get("decoder_start", given.get(keys.START))
+        found[keys.START] = found[PAD] if start is None else start
     return found
 
 

@@ -101,8 +101,9 @@ def _judge(hub: Any, first_ND: torch.Tensor) -> torch.Tensor:
     model = hub.model
     base = model.base_model
     pooler: Any = getattr(base, "pooler", None)
-    if hasattr(base, "pooler_activation"):  # ALBERT's is a plain projection
-        first_ND = base.pooler_activation(pooler(first_ND))
+    if isinstance(pooler, nn.Linear):  # of ALBERT and BigBird
+        activation = getattr(base, "pooler_activation", None) or base.activation
+        first_ND = activation(pooler(first_ND))
     elif pooler is not None:
         first_ND = pooler(first_ND[:, None])  # it takes the first of a row's states
     if not _judges(model):
