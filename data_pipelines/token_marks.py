@@ -23,6 +23,16 @@ Integers = np.ndarray[Any, np.dtype[np.int64]]
 _ENDS_SENTENCE = re.compile(r"""[.!?。！？…।]["'”’»)\]]*\s*$""")
 _CLOSES = re.compile(r"""["'”’»)\]]+$""")
 _SPACE = "\u2581"
+_STOP_WORDS = (
+    "an the and or but nor if then than so as at by for from in into of off on onto out over to up "
+    "with without about after before between during through under again further once here there "
+    "when where why how all any both each few more most other some such no not only own same too "
+    "very can will just should now he him his she her hers it its itself they them their theirs "
+    "you your yours we us our ours me my mine this that these those who whom whose which what am "
+    "is are was were be been being have has had having do does did doing would could may might "
+    "must shall also"
+)
+"""Words of one letter are left to the tokens: in some vocabularies every letter is a token."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ class TokenMarks:
         opens_sentence: Whether a sentence may begin with the token after such an end: it has a
             space first, or the vocabulary has no spaces.
         ends_line: Whether a line break is the end of the token.
+        content: Whether a letter or digit is in it, and it is more than an English stop word.
     """
 
     opens_word: Flags
@@ -45,6 +56,7 @@ class TokenMarks:
     closes_quote: Flags
     opens_sentence: Flags
     ends_line: Flags
+    content: Flags
 
     @property
     def shows_sentences(self) -> bool:
@@ -68,6 +80,12 @@ class TokenMarks:
         line = self.ends_line[before]
         begins[1:] = (stop | line) & ~self.ends_line[after]
         return begins
+
+
+def every_token_a_word(size: int) -> TokenMarks:
+    """The tables of a vocabulary of which nothing is known."""
+    every, none = np.ones(size, bool), np.zeros(size, bool)
+    return TokenMarks(every, every, none, none, every, none, every)
 
 
 def read_marks(folder: Path) -> TokenMarks:
@@ -122,6 +140,7 @@ def marks_of(tokens: list[str | None], written: dict[str, Any]) -> TokenMarks:
         closes_quote=table(lambda text: _CLOSES.match(text) is not None),
         opens_sentence=table(lambda text: text[:1].isspace()),
         ends_line=table(lambda text: text[-1:] in ("\n", "\r")),
+        content=table(_says_something),
     )
 
 
@@ -134,7 +153,15 @@ def _of_words(tokens: list[str | None], prefix: str | None) -> TokenMarks:
     ends = [token is not None and _ENDS_SENTENCE.search(token) is not None for token in tokens]
     none = np.zeros(len(tokens), bool)
     # Without spaces a quote after a full stop may as well be the next sentence's.
-    return TokenMarks(opens, none, np.array(ends, bool), none, opens, none)
+    content = [token is not None and _says_something(token) for token in tokens]
+    return TokenMarks(opens, none, np.array(ends, bool), none, opens, none, np.array(content, bool))
+
+
+_STOPS = frozenset(_STOP_WORDS.split())
+
+
+def _says_something(text: str) -> bool:
+    return any(map(_in_word, text)) and text.strip().lower() not in _STOPS
 
 
 def _byte_level(written: dict[str, Any]) -> bool:

@@ -109,7 +109,7 @@ class BatchMaker:
         self.vocabulary = vocabulary
         self.seed = seed
         self.contiguous = contiguous
-        self._objective = objectives.get(objective.name, vocabulary)
+        self._objective = objectives.get(objective, vocabulary)
 
     def make(self, rows: Sequence[int], keys: Sequence[tuple[int, ...]]) -> Batch:
         """A batch of `rows`; row i takes its random choices from `keys[i]`."""

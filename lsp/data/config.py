@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from lsp.core.errors import UserError, require, unknown_choice
@@ -46,7 +47,8 @@ class ObjectiveConfig:
         fim_rate: Share of documents whose middle moves to the end (`fill_in_the_middle`).
         spm_rate: Share of those whose suffix comes before the prefix.
         max_questions: Recurring spans of a row that are asked for, at most (`recurring_span`).
-        decoder_length: Tokens that the decoder reads; null for what the rates lead to.
+        decoder_length: Tokens that the decoder reads; null for what the rates lead to. What does
+            not fit stays in the encoder's text, and is not predicted.
         decoder_start: Special token that the decoder's text begins with: `pad` (T5, Pegasus),
             `eos` (BART), `bos` or `cls`; null is `eos` for denoising and `pad` otherwise.
     """
@@ -120,6 +122,39 @@ class ObjectiveConfig:
             f"objective.random_probability={self.random_probability} must add up to 1 or less",
         )
 
+    @property
+    def replaced(self) -> float:
+        """Share of the predicted tokens that become the mask token: all, for ELECTRA."""
+        return 1.0 if self.name == "replaced_token" else self.replace_probability
+
+    @property
+    def randomized(self) -> float:
+        """Share of the predicted tokens that become a random one."""
+        return 0.0 if self.name == "replaced_token" else self.random_probability
+
+    @property
+    def decoder_start_role(self) -> str:
+        """Role of the special token that the decoder's text begins with."""
+        return self.decoder_start or ("eos" if self.name == "denoising" else "pad")
+
+    def decoder_tokens(self, sequence_length: int) -> int:
+        """Tokens that the decoder reads of a row.
+
+        Where that is not given, it is what the rates lead to, with the tokens that each document
+        has beside, for a document in 32 tokens at most; a multiple of 8.
+        """
+        if self.decoder_length is not None:
+            return self.decoder_length
+        share = {
+            "span_corruption": self.corruption_rate * (1 + 1 / self.mean_span_length),
+            "gap_sentences": 1.5 * self.gap_sentence_ratio,  # they are longer than others
+            "future_ngram": self.mask_probability,
+        }.get(self.name)
+        if share is None:
+            return sequence_length
+        wanted = math.ceil(share * sequence_length) + 2 * (1 + sequence_length // 32)
+        return min(sequence_length, -(-wanted // 8) * 8)
+
     def _check_read(self) -> None:
         for key, default in _DEFAULTS.items():
             value = getattr(self, key)
@@ -155,11 +190,11 @@ READS: dict[str, tuple[str, ...]] = {
     "span_corruption": ("corruption_rate", "mean_span_length", *_DECODING),
     "denoising": (
         "infill_rate", "mean_span_length", "permute_sentences", "token_mask_rate",
-        "token_delete_rate", "rotate", *_DECODING,
+        "token_delete_rate", "rotate", "decoder_start",
     ),
     "gap_sentences": ("gap_sentence_ratio", "pseudo_sentence", *_DECODING),
     "future_ngram": ("mask_probability", *_REPLACING, "block_length", *_DECODING),
-    "translation": _DECODING,
+    "translation": ("decoder_start",),
 }  # fmt: skip
 """The keys that each objective reads."""
 

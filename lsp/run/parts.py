@@ -11,6 +11,7 @@ from data_pipelines.prepare import PreparedData, prepare
 from lsp.core.errors import UserError
 from lsp.data.batches import BatchMaker
 from lsp.data.objectives.sample import Vocabulary
+from lsp.data.objectives.special import special_roles, with_decoder_start
 from lsp.models import registry
 from lsp.models.interface import LanguageModel
 from lsp.run.config import RunConfig
@@ -26,6 +27,7 @@ def prepare_data(config: RunConfig) -> PreparedData:
         sequence_length=config.sequence_length,
         length_multiple=architecture.length_multiple(config.architecture),
         seed=config.seed,
+        special=special_roles(config.objective, config.longest_row),
     )
 
 
@@ -38,7 +40,7 @@ def complete_architecture(config: RunConfig, prepared: PreparedData) -> Vocabula
         vocab_size=vocabulary.size,
         sequence_length=config.longest_row,
         objective=config.objective.name,
-        special_ids=prepared.manifest["tokenizer"]["special_ids"],
+        special_ids=with_decoder_start(config.objective, vocabulary.roles),
     )
     return vocabulary
 
@@ -49,7 +51,9 @@ def vocabulary_of(prepared: PreparedData) -> Vocabulary:
     return Vocabulary(
         size=prepared.manifest["tokenizer"]["vocab_size"],
         mask_id=special.get("mask"),
-        special_ids=frozenset(i for i in special.values() if i is not None),
+        special_ids=frozenset(special.values()),
+        roles=special,
+        read_marks=prepared.marks,
     )
 
 

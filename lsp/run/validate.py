@@ -41,6 +41,7 @@ def validate_data(config: RunConfig) -> None:
         f"packing={config.packing.strategy} puts several documents into a row, and "
         f"architecture={architecture.name} cannot keep them apart: use packing=one_per_row",
     )
+    _check_objective(config)
     _check_order(config, architecture)
     check_residual(config.memory.residual, architecture.residuals(config.architecture))
     try:
@@ -60,6 +61,20 @@ def validate_data(config: RunConfig) -> None:
             )
     except ValueError as error:
         raise in_architecture(error, type(config.architecture)) from error
+
+
+def _check_objective(config: RunConfig) -> None:
+    objective = config.objective
+    require(
+        objective.name != "translation" or config.data.target_field is not None,
+        "objective=translation needs pairs of texts: name the fields of a source that has both, "
+        "e.g. data=jsonl data.field=en data.target_field=de",
+    )
+    require(
+        objective.decoder_length is None or objective.decoder_length <= config.sequence_length,
+        f"objective.decoder_length={objective.decoder_length} is more than "
+        f"sequence_length={config.sequence_length}: use that, less, or null",
+    )
 
 
 def _check_order(config: RunConfig, architecture: Architecture) -> None:

@@ -7,16 +7,62 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipelines.packing import concatenate
+from data_pipelines.token_marks import TokenMarks
 from lsp.data.objectives.sample import Row, Vocabulary
 
 VOCABULARY = Vocabulary(size=260, mask_id=3, special_ids=frozenset((0, 1, 2, 3)))
-PAD = 0
+PAD, EOS, UNK, MASK = 0, 1, 2, 3
+
+STOP = 4
+"""A full stop: the next token begins a sentence."""
+
+INSIDE = range(200, 260)
+"""Tokens that go on with a word; from 5 to 199 they begin one."""
+
+CLS, SEP, QUESTION, PREFIX, MIDDLE, SUFFIX = range(260, 266)
+SENTINELS = list(range(266, 306))
+
+
+def _marks(size: int) -> TokenMarks:
+    number = np.arange(size)
+    opens, none = ~np.isin(number, INSIDE), np.zeros(size, bool)
+    stop = number == STOP
+    return TokenMarks(opens, none, stop, none, opens, none, ~stop)
+
+
+def _every_role() -> Vocabulary:
+    roles = {"pad": PAD, "eos": EOS, "unk": UNK, "mask": MASK, "cls": CLS, "sep": SEP}
+    roles |= {"question": QUESTION, "fim_prefix": PREFIX, "fim_middle": MIDDLE}
+    roles |= {"fim_suffix": SUFFIX}
+    roles |= {f"sentinel_{number}": token for number, token in enumerate(SENTINELS)}
+    size = SENTINELS[-1] + 1
+    return Vocabulary(size, MASK, frozenset(roles.values()), roles, lambda: _marks(size))
+
+
+EVERY_ROLE = _every_role()
+"""A vocabulary with what any objective asks for; tokens of text are 4 to 259, as in the other."""
 
 
 def row_of(ids: np.ndarray, segments: np.ndarray) -> Row:
     """A row that is alone in its split."""
     own = (ids.astype(np.int64), segments.astype(np.int64))
     return Row(*own, another=lambda _: own)
+
+
+def packed(*documents: Sequence[int], length: int = 0, elsewhere: Sequence[int] = ()) -> Row:
+    """Documents one after the other, then padding up to `length`.
+
+    Args:
+        documents: Tokens of each.
+        length: Of the row; that of the documents, if that is more.
+        elsewhere: The document of another row, if there is one.
+    """
+    ids = [token for document in documents for token in document]
+    segments = [n for n, document in enumerate(documents, start=1) for _ in document]
+    padding = [0] * (length - len(ids))
+    own = np.array(ids + padding, np.int64), np.array(segments + padding, np.int64)
+    other = np.array(elsewhere, np.int64), np.ones(len(elsewhere), np.int64)
+    return Row(*own, another=lambda _: other if len(elsewhere) else own)
 
 
 class ListRows:

@@ -11,13 +11,13 @@ from lsp.core.batch import IGNORE_INDEX, Batch
 from lsp.data.batches import BatchMaker, EvaluationBatches, Share, TrainingBatches
 from lsp.data.config import ObjectiveConfig
 from lsp.data.objectives import OBJECTIVES
-from tests.data.rows import VOCABULARY, ListRows
+from tests.data.rows import EVERY_ROLE, VOCABULARY, ListRows
 
 ROWS_PER_STEP = 8
 
 
 def maker(objective: str = "masked", num_rows: int = 13) -> BatchMaker:
-    return BatchMaker(ListRows(num_rows, 32), ObjectiveConfig(name=objective), VOCABULARY, seed=5)
+    return BatchMaker(ListRows(num_rows, 32), ObjectiveConfig(name=objective), EVERY_ROLE, seed=5)
 
 
 def step(objective: str, cursor: int, degree: int, micro_batch: int) -> dict[str, torch.Tensor]:

@@ -64,7 +64,7 @@ def test_masked_never_predicts_padding_or_special_tokens():
 
 def test_masked_needs_a_mask_token():
     with pytest.raises(UserError, match="tokenizer=bytes"):
-        objectives.get("masked", Vocabulary(256, None, frozenset()))
+        objectives.get(ObjectiveConfig("masked"), Vocabulary(256, None, frozenset()))
 
 
 @pytest.mark.parametrize(
