@@ -77,12 +77,14 @@ NATIVE = {
 }
 """What is written here instead: the value of `architecture=` by the published name."""
 
+INTERFACE, MASK, ONE_BY_ONE = "interface", "mask4d", "documents"
 NEXT_SENTENCE, SENTENCE_ORDER = "next_sentence", "sentence_order"
 
 
 def _decoder(model_type: str, head: str, **facts: object) -> HubRow:
     heads = {"causal": head, "fill_in_the_middle": head}
     values = {"model_type": model_type, "heads": heads, "kind": "decoder", "causal": "always"}
+    values |= {"shares": facts.get("segments") == INTERFACE}
     return HubRow(**(values | facts))  # type: ignore[arg-type]
 
 
@@ -104,6 +106,7 @@ def _encoder(
     heads = {first: heads[first]} | heads
     values = {"model_type": model_type, "heads": heads, "kind": "encoder"}
     values |= {"causal": "is_decoder"} if decoder else {}
+    values |= {"shares": facts.get("segments") == INTERFACE}
     return HubRow(**(values | facts))  # type: ignore[arg-type]
 
 
@@ -114,7 +117,6 @@ def _encoder_decoder(model_type: str, head: str, first: str, **facts: object) ->
     return HubRow(**(values | facts))  # type: ignore[arg-type]
 
 
-INTERFACE, MASK, ONE_BY_ONE = "interface", "mask4d", "documents"
 PAD = {"first_position": "pad"}
 _MPT_IGNORED = (
     "expansion_ratio", "resid_pdrop", "emb_pdrop", "learned_pos_emb", "init_device", "logit_scale",
@@ -146,6 +148,7 @@ _ROWS = (
         "BigBirdForMaskedLM",
         "BigBirdForCausalLM",
         pairs="BigBirdForPreTraining",
+        segments=ONE_BY_ONE,
         cost="L·block_size",
         causal_settings={"attention_type": "original_full"},
         note="rows longer than (5 + 2·num_random_blocks)·block_size; causal with full attention",
@@ -154,6 +157,7 @@ _ROWS = (
         "bigbird_pegasus",
         "BigBirdPegasusForConditionalGeneration",
         "gap_sentences",
+        segments=ONE_BY_ONE,
         cost="L·block_size",
         note="rows longer than (5 + 2·num_random_blocks)·block_size",
     ),
@@ -196,6 +200,7 @@ _ROWS = (
         kind="encoder",
         causal="is_decoder",
         segments=INTERFACE,
+        shares=True,
     ),
     _encoder(
         "ernie",
@@ -256,13 +261,20 @@ _ROWS = (
         extra_ids=1,
         note="its last id, which nothing predicts, begins a published image",
     ),
-    _encoder("layoutlm", "LayoutLMForMaskedLM", segments=MASK, note="text alone: boxes are 0"),
+    _encoder(
+        "layoutlm",
+        "LayoutLMForMaskedLM",
+        segments=INTERFACE,
+        shares=False,
+        note="text alone: boxes are 0",
+    ),
     _encoder_decoder(
         "led",
         "LEDForConditionalGeneration",
         "denoising",
         positions="max_encoder_position_embeddings",
         decoder_positions="max_decoder_position_embeddings",
+        segments=ONE_BY_ONE,
         cost="L·attention_window",
     ),
     _decoder("llama", "LlamaForCausalLM", **ROTARY, segments=INTERFACE),
@@ -270,6 +282,7 @@ _ROWS = (
         "longformer",
         "LongformerForMaskedLM",
         **PAD,
+        segments=ONE_BY_ONE,
         cost="L·attention_window",
         note="as published; architecture=longformer is ours",
     ),
@@ -279,6 +292,7 @@ _ROWS = (
         "gap_sentences",
         positions="",
         body="decoder",
+        segments=ONE_BY_ONE,
         cost="L·local_radius",
     ),
     _encoder("luke", "LukeForMaskedLM", **PAD, segments=MASK, note="text alone, without entities"),
@@ -291,7 +305,8 @@ _ROWS = (
         "markuplm",
         "MarkupLMModel",
         **PAD,
-        segments=MASK,
+        segments=INTERFACE,
+        shares=False,
         layers=("encoder.layer",),
         note="text alone, without paths; the head is ours",
     ),
@@ -305,7 +320,12 @@ _ROWS = (
         segments=MASK,
     ),
     _decoder(
-        "mixtral", "MixtralForCausalLM", **ROTARY, segments=INTERFACE, note="with its router's loss"
+        "mixtral",
+        "MixtralForCausalLM",
+        **ROTARY,
+        segments=INTERFACE,
+        shares=False,
+        note="with its router's loss",
     ),
     _encoder(
         "mobilebert",
@@ -313,6 +333,7 @@ _ROWS = (
         pairs="MobileBertForPreTraining",
         first=NEXT_SENTENCE,
         segments=INTERFACE,
+        shares=False,
     ),
     _encoder("mpnet", "MPNetForMaskedLM", **PAD, segments=MASK, layers=("encoder.layer",)),
     _decoder(
@@ -336,6 +357,7 @@ _ROWS = (
         "translation",
         table=False,
         segments=INTERFACE,
+        settings={"expert_capacity": 2**30, "moe_eval_capacity_token_fraction": -1.0},
         note="with its router's loss",
     ),
     _encoder(
@@ -361,6 +383,7 @@ _ROWS = (
         "PegasusXForConditionalGeneration",
         "gap_sentences",
         table=False,
+        segments=ONE_BY_ONE,
         cost="L·block_size",
     ),
     _decoder("persimmon", "PersimmonForCausalLM", **ROTARY, segments=INTERFACE),
@@ -389,12 +412,19 @@ _ROWS = (
         note="tokens alone, without shapes and pronunciation",
     ),
     _encoder("roformer", "RoFormerForMaskedLM", "RoFormerForCausalLM", segments=MASK),
-    _decoder("rwkv", "RwkvForCausalLM", positions="", segments=ONE_BY_ONE, cost="L"),
+    _decoder(
+        "rwkv",
+        "RwkvForCausalLM",
+        positions="",
+        segments=ONE_BY_ONE,
+        cost="L",
+        settings={"rescale_every": 0},
+    ),
     HubRow(
         model_type="splinter",
         heads={"recurring_span": "SplinterForPreTraining"},
         kind="encoder",
-        segments=MASK,
+        segments=INTERFACE,
     ),
     _encoder("squeezebert", "SqueezeBertForMaskedLM", segments=MASK, layers=("encoder.layers",)),
     _decoder("stablelm", "StableLmForCausalLM", **ROTARY, segments=INTERFACE),
