@@ -140,9 +140,10 @@ def largest_difference(
     }
     positions = expected[f"{case['name']}.positions"]
     if task["keeps_logits"]:
-        logits = model(**inputs, logits_to_keep=positions, use_cache=False)[task["output"]]
+        answer = model(**inputs, logits_to_keep=positions, use_cache=False)
+        logits = getattr(answer, task["output"])
     else:
-        logits = model(**inputs)[task["output"]][:, positions]
+        logits = getattr(model(**inputs), task["output"])[:, positions]
     difference = (logits.double() - expected[f"{case['name']}.logits"].double()).abs().max()
     return float(difference) if difference.isfinite() else float("inf")
 
