@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lsp.core.errors import UserError, require
+from lsp.core.errors import UserError, require, unknown_choice
 from lsp.core.objectives import NEXT_TOKEN
 from lsp.models.hub import keys, lengths
 from lsp.models.hub.table import ROWS, HubRow, row_of
 from lsp.models.shares import check_degree
 
+ATTENTIONS = ("auto", "lsp", "sdpa", "eager", "flex_attention", "flash_attention_2")
+"""Values of `architecture.attention`."""
 UNLIMITED = 2**31 - 1
 UNKNOWN_VOCABULARY = 1024
 """Ids before there is a tokenizer; every one that is trained here has some special tokens."""
@@ -36,6 +38,11 @@ class HubConfig:
         generator: With objective=replaced_token, published keys of the generator that differ from
             those of the model, e.g. `num_hidden_layers`; left out, ELECTRA's has a quarter of the
             width, and DeBERTa's half of the layers.
+        attention: How attention is computed: `lsp` (one document after another), `sdpa` or `eager`
+            (under a mask of all scores), `flex_attention` or `flash_attention_2` (on CUDA); `auto`
+            is the first that the architecture has.
+        mix_documents: Whether documents in a row may see each other in an architecture that cannot
+            keep them apart.
         objective: What the model is made for; set by the run.
         settled: The whole published config; set by the run.
     """
@@ -45,12 +52,16 @@ class HubConfig:
     name: str | None = None
     weights: bool = False
     generator: dict[str, Any] = field(default_factory=dict)
+    attention: str = "auto"
+    mix_documents: bool = False
     objective: str | None = None
     settled: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.model_type is not None:
             row_of(self.model_type)
+        if self.attention not in ATTENTIONS:
+            raise unknown_choice("attention", self.attention, ATTENTIONS)
         require(
             self.name is None or bool(self.name.strip()),
             "name is empty: use a folder with a config.json, or the name of a published model",
@@ -159,6 +170,8 @@ class HubConfig:
             return f"model_type={self.model_type} sees whole rows only"
         if sequence_length % degree:
             return f"sequence_length={sequence_length} is not a multiple of it"
+        if self.objective not in (None, "masked", *NEXT_TOKEN):
+            return f"objective={self.objective} needs whole rows"
         heads = self.num_attention_heads
         if heads % degree:
             return (
@@ -218,4 +231,22 @@ def resolve(
         f"{vocab_size}: leave it out, or use {vocab_size} or more",
     )
     config.check_length(sequence_length)
+    _check_attention(config)
     return config
+
+
+def _check_attention(config: HubConfig) -> None:
+    name, row = config.attention, config.row
+    possible = ATTENTIONS if row.segments == "interface" else ("auto", "eager")
+    if config.value("sliding_window") is not None:  # which is not in the mask of all scores
+        possible = tuple(other for other in possible if other != "eager")
+    require(
+        name in possible,
+        f"attention={name} is not possible with model_type={config.model_type}: choose one of "
+        f"{', '.join(possible)}",
+    )
+    require(
+        not (config.mix_documents and row.segments),
+        f"mix_documents=true is for architectures that cannot keep documents apart, and "
+        f"model_type={config.model_type} can: leave it out",
+    )
