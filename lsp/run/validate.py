@@ -36,11 +36,7 @@ def validate_data(config: RunConfig) -> None:
             f"objective={config.objective.name} is not possible with "
             f"architecture={architecture.name}: choose one of {', '.join(objectives)}"
         )
-    require(
-        architecture.segments(config.architecture) or config.packing.strategy == "one_per_row",
-        f"packing={config.packing.strategy} puts several documents into a row, and "
-        f"architecture={architecture.name} cannot keep them apart: use packing=one_per_row",
-    )
+    _check_documents(config, architecture)
     _check_objective(config)
     _check_order(config, architecture)
     check_residual(config.memory.residual, architecture.residuals(config.architecture))
@@ -74,6 +70,19 @@ def _check_objective(config: RunConfig) -> None:
         objective.decoder_length is None or objective.decoder_length <= config.sequence_length,
         f"objective.decoder_length={objective.decoder_length} is more than "
         f"sequence_length={config.sequence_length}: use that, less, or null",
+    )
+
+
+def _check_documents(config: RunConfig, architecture: Architecture) -> None:
+    apart = architecture.segments(config.architecture)
+    mixed = getattr(config.architecture, "mix_documents", None)
+    name = getattr(config.architecture, "model_type", None)
+    which = f"architecture={architecture.name}" + (f" architecture.model_type={name}" * bool(name))
+    instead = "" if mixed is None else ", or architecture.mix_documents=true to let them mix"
+    require(
+        apart or bool(mixed) or config.packing.strategy == "one_per_row",
+        f"packing={config.packing.strategy} puts several documents into a row, and {which} cannot "
+        f"keep them apart: use packing=one_per_row{instead}",
     )
 
 
