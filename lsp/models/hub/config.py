@@ -138,7 +138,7 @@ class HubConfig:
     @property
     def first_position(self) -> int:
         """Row of the position table that belongs to the first token."""
-        return (self.pad_token_id or 0) + 1 if self.row.first_position == "pad" else 0
+        return (self.pad_token_id or 0) + 1 if self.row.first_position else 0
 
     @property
     def tables(self) -> dict[str, int]:
@@ -146,7 +146,8 @@ class HubConfig:
         row = self.row
         named = [key for key in (row.positions, row.decoder_positions) if key and row.table]
         found = {key: self.value(key) for key in named}
-        return {k: int(n) - self.first_position for k, n in found.items() if n is not None}
+        less = self.first_position + row.spare_positions
+        return {key: int(length) - less for key, length in found.items() if length is not None}
 
     @property
     def max_positions(self) -> int:

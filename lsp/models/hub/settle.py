@@ -53,10 +53,10 @@ def settle(
     if not _has(model_type, given, "vocab_size"):
         values["vocab_size"] = vocab_size + row.extra_ids
     values.update(_special(model_type, special_ids, values))
-    first = values["pad_token_id"] + 1 if row.first_position == "pad" else 0
+    more = row.spare_positions + (values["pad_token_id"] + 1 if row.first_position else 0)
     for key in (row.positions, row.decoder_positions):
         if key and not _has(model_type, given, key):
-            values[key] = sequence_length + first
+            values[key] = sequence_length + more
     for key, value in (_switched(row, objective) | _lengths(model_type, sequence_length)).items():
         require(
             given.get(key, value) == value,

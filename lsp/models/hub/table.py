@@ -32,6 +32,7 @@ class HubRow:
             positions, only says what the model was made for.
         first_position: `pad` where the first token has the position after that of padding, which
             takes as many rows of the table.
+        spare_positions: Positions that it needs after those of a row.
         config: transformers' `model_type`, where that is another name.
         body: Path of the module whose hidden states the head reads, beside the usual.
         cost: Of attention in the length L of a row.
@@ -53,6 +54,7 @@ class HubRow:
     decoder_positions: str = ""
     table: bool = True
     first_position: str = ""
+    spare_positions: int = 0
     config: str = ""
     body: str = ""
     cost: str = "L²"
@@ -393,6 +395,8 @@ _ROWS = (
         model_type="prophetnet",
         heads={"future_ngram": "ProphetNetForConditionalGeneration"},
         kind="encoder_decoder",
+        first_position="pad",
+        spare_positions=1,
     ),
     _decoder("qwen2", "Qwen2ForCausalLM", **ROTARY, segments=INTERFACE),
     _encoder("rembert", "RemBertForMaskedLM", "RemBertForCausalLM", segments=MASK),
@@ -470,6 +474,8 @@ _ROWS = (
         model_type="xlm-prophetnet",
         heads={"future_ngram": "ProphetNetForConditionalGeneration"},
         kind="encoder_decoder",
+        first_position="pad",
+        spare_positions=1,
         config="prophetnet",
     ),
     _encoder(
