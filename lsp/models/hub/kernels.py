@@ -34,7 +34,16 @@ def flex(
     dropout: float,
     window: int | None,
 ) -> torch.Tensor:
-    """FlexAttention; cross attention, and what is dropped at random, document by document."""
+    """FlexAttention; cross attention, and what is dropped at random, document by document.
+
+    Raises:
+        UserError: It is to be differentiated on a CPU.
+    """
+    if q_BNLH.requires_grad and not q_BNLH.is_cuda:
+        raise UserError(
+            "architecture.attention=flex_attention has no gradients on a CPU: use "
+            "architecture.attention=auto"
+        )
     if dropout or not layout_of(documents_B13M).own:
         return each_document(q_BNLH, k_BNKH, v_BNKH, documents_B13M, scale, dropout, window)
     masks = _BLOCK_MASKS.setdefault(documents_B13M, {})

@@ -23,14 +23,10 @@ import torch
 from torch import nn
 
 from lsp.core.batch import positions_from_segments
-from lsp.core.errors import UserError
 from lsp.models.hub import attention, blocks, mixing, mra, positions
 from lsp.models.hub.documents import Documents
 from lsp.models.hub.table import HubRow
 from lsp.models.layers.exchange import Exchange
-
-ATTENTIONS = ("auto", "lsp", "sdpa", "eager", "flex_attention", "flash_attention_2")
-"""Values of `architecture.attention`."""
 
 PREPARE: dict[str, Callable[[nn.Module, Documents], None]] = {
     "big_bird": blocks.prepare_big_bird,
@@ -78,20 +74,6 @@ NO_PADDING = ("fnet", "rwkv")
 """Bodies that take no mask at all."""
 
 
-def check_attention(row: HubRow, model_type: str | None, name: str) -> None:
-    """Refuses an attention that an architecture does not have.
-
-    Raises:
-        UserError: It does not; the message names those that it has.
-    """
-    possible = ATTENTIONS if row.segments == "interface" else ("auto", "eager")
-    if name not in possible:
-        raise UserError(
-            f"architecture.attention={name} is not possible with model_type={model_type}: choose "
-            f"one of {', '.join(possible)}"
-        )
-
-
 def prepare(row: HubRow, model: nn.Module, config: Any) -> None:
     """Gets a fresh model ready, once.
 
@@ -122,8 +104,7 @@ def prepare(row: HubRow, model: nn.Module, config: Any) -> None:
         # of counting positions are the same (1906.08237, appendix A.1).
         published.transformer.attn_type = "bi"
     if row.segments == "interface":
-        name = getattr(config, "attention", "auto")
-        _choose(model, "lsp" if name == "auto" else name)
+        _choose(model, "lsp" if config.attention == "auto" else config.attention)
 
 
 def _choose(model: nn.Module, name: str) -> None:

@@ -169,6 +169,11 @@ def test_flash_attention_is_given_the_ends_of_documents(
     torch.testing.assert_close([x.double() for x in found], expected, rtol=5e-2, atol=5e-2)
 
 
+def test_flex_attention_trains_on_cuda_alone() -> None:
+    with pytest.raises(UserError, match="has no gradients on a CPU"):
+        kernels.flex(*qkv(16, 16), documents(PACKED, True), 0.3, 0.0, None)
+
+
 def test_flash_attention_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     given = documents(PACKED, True)
     with pytest.raises(UserError, match="precision=bf16"):
