@@ -11,7 +11,7 @@ from lsp.models import registry
 from lsp.models.heads.registry import READERS, build_head
 from lsp.models.heads.weights import OURS, from_published
 
-LANGUAGE_MODEL = ("lm_head.", "crit.", "cls.predictions.")
+LANGUAGE_MODEL = ("lm_head.", "mlm_head.", "crit.", "cls.predictions.")
 SEED = 0
 """Of fresh heads, so that an import can be repeated."""
 
@@ -23,7 +23,10 @@ def is_headless(weights: Mapping[str, torch.Tensor], config: Any) -> bool:
         weights: By published names.
         config: Of ours.
     """
-    prefix = f"{READERS[registry.name_of(config)].prefix}."
+    reader = READERS.get(registry.name_of(config))
+    if reader is None:
+        return False
+    prefix = f"{reader.prefix}."
     embeddings = ("embeddings.", "word_emb.")
     known = any(name.removeprefix(prefix).startswith(embeddings) for name in weights)
     return known and not any(name.startswith(LANGUAGE_MODEL) for name in weights)

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from lsp.core.errors import UserError, unknown_choice
-from lsp.hub import hub_forms, longformer_forms, nezha_forms, reformer_forms, transformer_xl_forms
+from lsp.hub import (
+    hub_forms,
+    longformer_forms,
+    mega_forms,
+    nezha_forms,
+    reformer_forms,
+    transformer_xl_forms,
+)
 from lsp.hub.form import PublishedForm
 from lsp.models import registry
 
@@ -20,6 +27,7 @@ FORMS: tuple[PublishedForm, ...] = (
     *longformer_forms.FORMS,
     *transformer_xl_forms.FORMS,
     *nezha_forms.FORMS,
+    *mega_forms.FORMS,
 )
 
 _CHOICES: dict[str, Callable[[Any], PublishedForm]] = {
@@ -27,6 +35,7 @@ _CHOICES: dict[str, Callable[[Any], PublishedForm]] = {
     "longformer": longformer_forms.form_of,
     "transformer_xl": transformer_xl_forms.form_of,
     "nezha": nezha_forms.form_of,
+    "mega": mega_forms.form_of,
     "hub": hub_forms.form_of,
 }
 
