@@ -238,7 +238,9 @@ def resolve(
 
 def _check_attention(config: HubConfig) -> None:
     name, row = config.attention, config.row
-    possible = ATTENTIONS if row.segments == "interface" else ("auto", "eager")
+    possible: tuple[str, ...] = ("auto", "eager")
+    if row.segments == "interface":
+        possible = ATTENTIONS
     if config.value("sliding_window") is not None:  # which is not in the mask of all scores
         possible = tuple(other for other in possible if other != "eager")
     require(
