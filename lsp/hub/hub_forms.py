@@ -112,16 +112,26 @@ def _published_config(config: HubConfig, form: PublishedForm) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in NOT_OF_THE_MODEL}
 
 
-def _to_published(weights: Mapping[str, torch.Tensor], _: HubConfig) -> dict[str, torch.Tensor]:
+def _to_published(
+    weights: Mapping[str, torch.Tensor], config: HubConfig
+) -> dict[str, torch.Tensor]:
+    prefix = _prefix(config)
     return {
-        name.removeprefix(PREFIX): weight.detach()
+        name.removeprefix(prefix): weight.detach()
         for name, weight in weights.items()
-        if name.startswith(PREFIX)
+        if name.startswith(prefix)
     }
 
 
-def _from_published(weights: Mapping[str, torch.Tensor], _: HubConfig) -> dict[str, torch.Tensor]:
-    return {f"{PREFIX}{name}": weight for name, weight in weights.items()}
+def _from_published(
+    weights: Mapping[str, torch.Tensor], config: HubConfig
+) -> dict[str, torch.Tensor]:
+    return {f"{_prefix(config)}{name}": weight for name, weight in weights.items()}
+
+
+def _prefix(config: HubConfig) -> str:
+    """What stands before published names: a body without a published head is inside one."""
+    return PREFIX if has_head(config) else f"{PREFIX}{class_of(config).base_model_prefix}."
 
 
 def _stored(weights: dict[str, torch.Tensor], config: HubConfig) -> dict[str, torch.Tensor]:
@@ -173,6 +183,8 @@ def _some_logits(
     config = model.config
     if config.objective in (*NEXT_TOKEN, *MASKED) and _output(config) in TOKEN_SCORES:
         return model.lm_head(model.hidden_states(ids_BL)[:, positions_K])
+    if not has_head(config):
+        return model.hidden_states(ids_BL)[:, positions_K]
     answer = model.model(**_inputs(config, ids_BL), return_dict=True)
     scores: torch.Tensor = answer[_output(config)][:, positions_K]
     return scores

@@ -16,17 +16,27 @@ from lsp.models.hub.unused import freeze_unused
 from lsp.models.memory import MemoryConfig
 
 
-def build(config: HubConfig, memory: MemoryConfig | None = None) -> HubModel:
-    """The model with fresh weights from the global generator."""
+def head_class(name: str) -> Any:
+    """The class of a model with a head, by the published name that a row has for it."""
     import transformers
 
+    published: Any = getattr(transformers, name)
+    if name.endswith("Model") and "LMHead" not in name:
+        from lsp.models.hub.own_heads import OWN
+
+        return OWN.get(name, published)
+    return published
+
+
+def build(config: HubConfig, memory: MemoryConfig | None = None) -> HubModel:
+    """The model with fresh weights from the global generator."""
     memory = (memory or MemoryConfig()).settled(residuals(config))
     assert config.model_type is not None
     assert config.objective is not None
     row = config.row
     published = keys.make_config(config.model_type, config.settled)
     published.use_cache = False
-    head: Any = getattr(transformers, row.heads[config.objective])
+    head = head_class(row.heads[config.objective])
     if config.objective == "replaced_token":
         published.num_labels = 1  # of classes that are not made for telling tokens apart alone
     model = head(published)

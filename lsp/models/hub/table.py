@@ -18,7 +18,7 @@ class HubRow:
     Attributes:
         model_type: Its published name.
         heads: The published class for each objective it can be trained with, that of its paper
-            first.
+            first; a body alone where there is none (`own_heads.py`).
         kind: `decoder`, `encoder` or `encoder_decoder`.
         causal: What makes it predict the next token without seeing it: `always`, the name of a
             key that does (`is_decoder`, `causal`, `attn_type`), or empty where nothing does.
@@ -85,7 +85,12 @@ NEXT_SENTENCE, SENTENCE_ORDER = "next_sentence", "sentence_order"
 
 def _decoder(model_type: str, head: str, **facts: object) -> HubRow:
     heads = {"causal": head, "fill_in_the_middle": head}
-    values = {"model_type": model_type, "heads": heads, "kind": "decoder", "causal": "always"}
+    values: dict[str, object] = {
+        "model_type": model_type,
+        "heads": heads,
+        "kind": "decoder",
+        "causal": "always",
+    }
     values |= {"shares": facts.get("segments") == INTERFACE}
     return HubRow(**(values | facts))  # type: ignore[arg-type]
 
@@ -106,7 +111,7 @@ def _encoder(
     if decoder:
         heads |= {"causal": decoder, "fill_in_the_middle": decoder}
     heads = {first: heads[first]} | heads
-    values = {"model_type": model_type, "heads": heads, "kind": "encoder"}
+    values: dict[str, object] = {"model_type": model_type, "heads": heads, "kind": "encoder"}
     values |= {"causal": "is_decoder"} if decoder else {}
     values |= {"shares": facts.get("segments") == INTERFACE}
     return HubRow(**(values | facts))  # type: ignore[arg-type]
@@ -115,7 +120,11 @@ def _encoder(
 def _encoder_decoder(model_type: str, head: str, first: str, **facts: object) -> HubRow:
     objectives = (first, "span_corruption", "denoising", "gap_sentences", "translation")
     heads = dict.fromkeys(objectives, head)
-    values = {"model_type": model_type, "heads": heads, "kind": "encoder_decoder"}
+    values: dict[str, object] = {
+        "model_type": model_type,
+        "heads": heads,
+        "kind": "encoder_decoder",
+    }
     return HubRow(**(values | facts))  # type: ignore[arg-type]
 
 
@@ -310,7 +319,7 @@ _ROWS = (
         segments=INTERFACE,
         shares=False,
         layers=("encoder.layer",),
-        note="text alone, without paths; the head is ours",
+        note="text alone, without paths; the head is put together from published parts",
     ),
     _encoder_decoder("mbart", "MBartForConditionalGeneration", "denoising", segments=INTERFACE),
     _encoder(
