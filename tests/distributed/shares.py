@@ -14,9 +14,9 @@ from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
 from lsp.parallel.config import ParallelismConfig
 from lsp.parallel.runtime import runtime
 from lsp.parallel.sequence import make_exchange
-from tests.training.tiny import longformer, reformer, transformer_xl
+from tests.training.tiny import longformer, nezha, reformer, transformer_xl
 
-LENGTHS = {"reformer": 64, "longformer": 256, "transformer_xl": 64}
+LENGTHS = {"reformer": 64, "longformer": 256, "transformer_xl": 64, "nezha": 64}
 """Long enough that a quarter of a row holds a chunk of every kind of attention."""
 
 
@@ -66,6 +66,9 @@ def model_of(case: Case) -> LanguageModel:
         values = {"n_head": 4, "memory_across_documents": False} | dict(case.values)
         residual = "auto" if case.residual == "reversible" else case.residual
         return transformer_xl(residual, **values).double().train(case.training)
+    if case.architecture == "nezha":
+        residual = "auto" if case.residual == "reversible" else case.residual
+        return nezha(residual, **dict(case.values)).double().train(case.training)
     defaults = {"num_attention_heads": 4, "attention_head_size": 8}
     model = reformer(case.residual, **defaults | dict(case.values)).double()
     model.memory.attention_groups = case.groups

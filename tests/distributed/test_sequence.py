@@ -63,6 +63,13 @@ TRANSFORMERS_XL = [
     Case("transformer-xl, evaluation", training=False),
 ]
 CASES += [replace(case, architecture="transformer_xl") for case in TRANSFORMERS_XL]
+NEZHAS = [
+    Case("nezha"),
+    Case("nezha, one document", packed=False),
+    Case("nezha, causal", (("is_decoder", True),)),
+    Case("nezha, stored", residual="stored"),
+]
+CASES += [replace(case, architecture="nezha") for case in NEZHAS]
 
 
 @pytest.fixture(scope="module")

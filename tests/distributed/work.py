@@ -26,7 +26,7 @@ from lsp.parallel.runtime import Runtime, forget_engine, runtime
 from lsp.training.config import AdamWConfig
 from lsp.training.lanes import Lanes
 from lsp.training.optimizers import build_optimizers, set_learning_rate
-from tests.training.tiny import batch, longformer, reformer, transformer_xl
+from tests.training.tiny import batch, longformer, nezha, reformer, transformer_xl, with_pairs
 
 ROWS = 4
 MODELS = {
@@ -34,6 +34,7 @@ MODELS = {
     "longformer": longformer,
     "longformer, reversible": partial(longformer, residual="reversible"),
     "transformer_xl": transformer_xl,
+    "nezha, pairs": partial(nezha, sentence_pairs=True),
 }
 
 # DeepSpeed's CPU optimizer asks each time it is made, and the answer takes a second.
@@ -156,6 +157,8 @@ def _rehearse(engine: Engine, place: Runtime, job: Job) -> None:
 
 def _step(engine: Engine, place: Runtime, job: Job, step: int, lanes: Lanes) -> tuple[float, Any]:
     whole = batch(step, ROWS)
+    if "pairs" in job.architecture:
+        whole = with_pairs(whole)
     per_rank = ROWS // place.world_size
     size = per_rank // job.accumulation
     scale = place.world_size / int(whole.num_predicted)

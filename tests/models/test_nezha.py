@@ -14,10 +14,11 @@ from lsp.models.memory import MemoryConfig
 from lsp.models.nezha import Nezha
 from lsp.models.nezha_config import NezhaConfig, resolve
 from tests.models.largest_tensor import LargestTensor
+from tests.training import tiny
+from tests.training.tiny import LENGTH
 
 torch.set_num_threads(1)
 
-LENGTH = 64
 KINDS: dict[str, dict[str, Any]] = {
     "both ways": {},
     "causal": {"is_decoder": True},
@@ -27,19 +28,8 @@ TILED = MemoryConfig("recomputed", tile_megabytes=0.002, head_tiles=3)
 
 
 def nezha(memory: MemoryConfig | None = None, **values: Any) -> Nezha:
-    settings: dict[str, Any] = {
-        "max_relative_position": 8,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 48,
-        "vocab_size": 64,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "initializer_range": 0.2,
-    }
     torch.manual_seed(0)
-    return Nezha(NezhaConfig(**settings | values), memory)
+    return tiny.nezha(memory=memory, **{"initializer_range": 0.2} | values)
 
 
 def random_ids(rows: int = 1, length: int = LENGTH) -> torch.Tensor:

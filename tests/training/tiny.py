@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from lsp.models.longformer_config import LongformerConfig
 from lsp.models.mega import Mega
 from lsp.models.mega_config import MegaConfig
 from lsp.models.memory import MemoryConfig
+from lsp.models.nezha import Nezha
+from lsp.models.nezha_config import NezhaConfig
 from lsp.models.reformer import Reformer
 from lsp.models.reformer_config import ReformerConfig
 from lsp.models.transformer_xl import TransformerXL
@@ -82,6 +85,21 @@ def mega(memory: str = "auto", **values: Any) -> Mega:
     return Mega(MegaConfig(**settings | values), MemoryConfig(residual=memory))
 
 
+def nezha(residual: str = "auto", *, memory: MemoryConfig | None = None, **values: Any) -> Nezha:
+    """Its relative positions are told apart within an eighth of a row."""
+    settings: dict[str, Any] = {
+        "max_relative_position": 8,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "vocab_size": 64,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    return Nezha(NezhaConfig(**settings | values), memory or MemoryConfig(residual=residual))
+
+
 def transformer_xl(residual: str = "recomputed", **values: Any) -> TransformerXL:
     """Clusters of tokens, and a memory longer than a row, of whatever text was before."""
     settings: dict[str, Any] = {
@@ -115,3 +133,15 @@ def batch(seed: int, rows: int = 4) -> Batch:
     segments = torch.ones_like(ids)
     segments[-1, LENGTH // 2 :] = 2
     return Batch(ids, labels, segments, positions_from_segments(segments))
+
+
+def with_pairs(rows: Batch) -> Batch:
+    """The same rows, each of which is a pair of texts, and the last of them two."""
+    shape = (len(rows.input_ids), 2)
+    positions = torch.tensor([0, LENGTH // 2]).expand(shape)
+    labels = torch.arange(shape[0])[:, None].expand(shape) % 2
+    there = rows.segment_ids.gather(1, positions) == torch.tensor([1, 2])
+    labels = torch.where(there, labels, IGNORE_INDEX)
+    types = (rows.position_ids > 20).long()
+    extra = {"token_type_ids": types, "pair_positions": positions, "pair_labels": labels}
+    return dataclasses.replace(rows, extra=extra)
