@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lsp.models.hub.table import ROWS, HubRow
+
 ANY_LENGTH = "any"
 
 
@@ -45,7 +47,15 @@ class Entry:
         )
 
 
-def _native(name: str, cost: str, longest: str, objectives: tuple[str, ...], note: str) -> Entry:
+def _native(
+    name: str,
+    cost: str,
+    longest: str,
+    objectives: tuple[str, ...],
+    note: str,
+    *,
+    sequence_parallel: bool = True,
+) -> Entry:
     return Entry(
         name=name,
         native=True,
@@ -53,7 +63,7 @@ def _native(name: str, cost: str, longest: str, objectives: tuple[str, ...], not
         cost=cost,
         longest=longest,
         documents=True,
-        sequence_parallel=True,
+        sequence_parallel=sequence_parallel,
         tiled=("head", "feed-forward"),
         kernels=("own",),
         note=note,
@@ -83,6 +93,14 @@ NATIVE = (
         "remembers the rows before (packing=concatenate)",
     ),
     _native(
+        "mega",
+        "L·chunk",
+        ANY_LENGTH,
+        ("masked", "causal"),
+        "moving averages through the whole text, attention within chunks (use_chunking=true)",
+        sequence_parallel=False,
+    ),
+    _native(
         "nezha",
         "L²",
         "max_position_embeddings",
@@ -92,6 +110,30 @@ NATIVE = (
 )
 
 
+KERNELS = {
+    "interface": ("sdpa", "flex", "flash"),
+    "mask4d": ("L × L mask",),
+    "documents": ("published",),
+    "": ("published",),
+}
+"""By how documents are kept apart: attention through transformers' interface can be any of them."""
+
+
 def entries() -> tuple[Entry, ...]:
     """All of them: those written here, then those of `transformers` by name."""
-    return NATIVE
+    return (*NATIVE, *(_hub(name, row) for name, row in sorted(ROWS.items())))
+
+
+def _hub(name: str, row: HubRow) -> Entry:
+    return Entry(
+        name=name,
+        native=False,
+        objectives=row.objectives,
+        cost=row.cost,
+        longest=row.positions if row.positions and row.table else ANY_LENGTH,
+        documents=bool(row.segments),
+        sequence_parallel=row.shares,
+        tiled=("head",),
+        kernels=KERNELS[row.segments],
+        note=row.note,
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 from lsp.core.errors import UserError, unknown_choice
 from lsp.core.exit_codes import DONE
 from lsp.models.catalog import Entry, entries
+from lsp.run.architecture import Description, describe
 from lsp.run.config import ArchitecturesConfig
 
 COLUMNS: dict[str, Callable[[Entry], str]] = {
@@ -94,28 +95,37 @@ def markdown(rows: Sequence[Entry], out: str | None) -> str:
 
 
 def _one(name: str, form: str) -> str:
-    from lsp.run.architecture import describe
-
-    found = {entry.name: entry for entry in entries()}
-    if name not in found:
-        raise unknown_choice("architecture", name, found)
-    description = describe(found[name])
+    rows = entries()
+    chosen = [entry for entry in rows if entry.name == name]
+    if not chosen:
+        raise unknown_choice("architecture", name, {entry.name for entry in rows})
+    # One that is written here may be had as published, too.
+    described = [(entry, describe(entry)) for entry in chosen]
     if form == "json":
-        plain = _plain(found[name]) | {"keys": description.keys, "command": description.command}
+        plain = [
+            _plain(entry) | {"keys": one.keys, "command": one.command} for entry, one in described
+        ]
         return json.dumps(plain, ensure_ascii=False, indent=1, default=str)
-    facts = [(title, column(found[name])) for title, column in COLUMNS.items()][1:]
-    facts += [("to know", found[name].note)] if found[name].note else []
-    keys = [(f"{key}={_typed(value)}", says) for key, (value, says) in description.keys.items()]
-    parts = [
-        f"{name}: {description.title}",
-        "\n".join(f"  {line}" for line in _aligned([list(fact) for fact in facts])),
-        f"Keys of {description.node}, with the published defaults:\n"
-        + "\n".join(f"  {line}" for line in _aligned([list(key) for key in keys])),
-        f"A small one on this machine:\n  {description.command}",
-    ]
+    parts = [part for entry, one in described for part in _told(entry, one)]
     if form == "markdown":
         return "\n\n".join([f"# `{name}`", *(f"```\n{part}\n```" for part in parts)])
     return "\n\n".join(parts)
+
+
+def _told(entry: Entry, description: Description) -> list[str]:
+    facts = [[title, column(entry)] for title, column in COLUMNS.items()][1:]
+    facts += [["to know", entry.note]] if entry.note else []
+    keys = [[f"{key}={_typed(value)}", says] for key, (value, says) in description.keys.items()]
+    return [
+        f"{entry.name}: {description.title}",
+        _section("What works", facts),
+        _section(f"Keys of {description.node}, with the published defaults", keys),
+        f"A small one on this machine:\n  {description.command}",
+    ]
+
+
+def _section(title: str, rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join([f"{title}:", *(f"  {line}" for line in _aligned(rows))])
 
 
 def _plain(entry: Entry) -> dict[str, object]:

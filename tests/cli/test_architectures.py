@@ -1,14 +1,24 @@
 """`lsp architectures`: the table, one row of it, and the same in a file."""
 
 import json
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from lsp.cli.main import main
 from lsp.models import registry
 from lsp.models.catalog import NATIVE, entries
+from lsp.models.hub.keys import known_keys
+from lsp.models.hub.table import ROWS
+from lsp.run.architecture import describe
+from lsp.run.compose import load_train_config
+from lsp.run.validate import validate
+
+ROOT = Path(__file__).resolve().parents[2]
+KEPT = "benchmarks/results/architectures.md"
 
 
 def told(capsys, *words: str) -> str:
@@ -56,6 +66,41 @@ def test_unknown_name_has_the_nearest(capsys):
 def test_unwritable_out(capsys, tmp_path):
     assert main(["architectures", f"out={tmp_path / 'no' / 'table.md'}"]) == 2
     assert "table.md cannot be written" in capsys.readouterr().err
+
+
+def test_kept_table_is_up_to_date(tmp_path):
+    """`lsp architectures format=markdown out=…` writes it anew."""
+    assert main(["architectures", "format=markdown", f"out={tmp_path / 'new.md'}"]) == 0
+    new = (tmp_path / "new.md").read_text().replace(str(tmp_path / "new.md"), KEPT)
+    assert (ROOT / KEPT).read_text() == new
+
+
+def test_one_of_transformers_has_its_published_keys(capsys):
+    text = told(capsys, "big_bird")
+    assert "BigBirdForMaskedLM" in text
+    assert "block_size=64" in text
+    assert "architecture=hub architecture.model_type=big_bird" in text
+
+
+QUICK = ("longformer", "nezha", "llama", "big_bird", "marian", "xlnet", "nystromformer")
+EACH = [
+    pytest.param(entry, id=entry.name, marks=() if entry.name in QUICK else pytest.mark.slow)
+    for entry in entries()
+]
+
+
+@pytest.mark.parametrize("entry", EACH)
+def test_command_composes_and_is_valid(entry):
+    command = describe(entry).command
+    assert command.startswith("lsp train ")
+    words = shlex.split(command.removeprefix("lsp train "))
+    validate(load_train_config(words))
+
+
+def test_settings_and_positions_are_published_keys():
+    for name, row in ROWS.items():
+        named = {*row.settings, *row.causal_settings, row.positions, row.decoder_positions} - {""}
+        assert named <= known_keys(name) | {"max_position_embeddings"}, name
 
 
 @pytest.mark.parametrize("words", [(), ("format=json",)], ids=["text", "json"])
