@@ -195,7 +195,7 @@ class Nezha(LanguageModel):
             position_ids: (B, L) not read: attention knows how far tokens are from each other.
             token_type_ids: (B, L) which text of a pair a token belongs to; None for the first.
             pair_positions: (B, P) the first token of each pair of texts; anything where there is
-                no pair. Where `sentence_pairs`, for these two and not otherwise.
+                no pair. None, as without `sentence_pairs`, tells of no pairs.
             pair_labels: (B, P) whether the second text is another than the one that follows the
                 first, -100 where there is no pair.
 
@@ -210,10 +210,8 @@ class Nezha(LanguageModel):
 
         tiles, waiting = self._head_tiles(hidden), head.decoder.waiting
         total, count = tiled_loss(loss_of_tile, [hidden], labels, tiles, head.learned(), waiting)
-        if not self.config.sentence_pairs:
+        if pair_positions is None or pair_labels is None:
             return total, count
-        assert pair_positions is not None
-        assert pair_labels is not None
         predicted_B = (labels != IGNORE_INDEX).sum(1)
         scores_BP2 = self.pair_scores(hidden, pair_positions)
         return total + pairs_loss(scores_BP2, pair_labels, predicted_B), count
