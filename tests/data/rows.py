@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 
 from data_pipelines.packing import concatenate
 from data_pipelines.token_marks import TokenMarks
 from lsp.data.objectives.sample import Row, Vocabulary
 
 VOCABULARY = Vocabulary(size=260, mask_id=3, special_ids=frozenset((0, 1, 2, 3)))
+HOW_MANY = [pytest.param(500, id="500"), pytest.param(10_000, id="10000", marks=pytest.mark.slow)]
+"""Rows that statistics are made of."""
+
 PAD, EOS, UNK, MASK = 0, 1, 2, 3
 
 STOP = 4
