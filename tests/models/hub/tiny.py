@@ -1,10 +1,17 @@
-"""The smallest `model_init_config` of every row, and batches for it."""
+"""The smallest model of every row, and batches for it."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from lsp.models.hub.adapter import HubModel
+from lsp.models.hub.build import begin, build
+from lsp.models.hub.config import HubConfig, resolve
+from lsp.models.hub.example import example
 from lsp.models.hub.table import ROWS
+from lsp.models.memory import MemoryConfig
 
 LENGTH, VOCABULARY = 32, 40
 SPECIAL_IDS = {"pad": 0, "eos": 1, "unk": 2, "mask": 3, "bos": 4, "cls": 5, "sep": 6}
@@ -134,3 +141,28 @@ def tiny(model_type: str) -> dict[str, Any]:
     if model_type in LIKE_LLAMA:
         return dict(LLAMA)
     return dict(BART if ROWS[model_type].kind == "encoder_decoder" else BERT)
+
+
+def settled(model_type: str, objective: str, **changes: Any) -> HubConfig:
+    """The config of a tiny model for an objective; `changes` are keys of `model_init_config`."""
+    config = HubConfig(model_type=model_type, model_init_config=tiny(model_type) | changes)
+    return resolve(
+        config,
+        vocab_size=VOCABULARY,
+        sequence_length=LENGTH,
+        objective=objective,
+        special_ids=SPECIAL_IDS,
+    )
+
+
+def built(model_type: str, objective: str, memory: MemoryConfig | None = None) -> HubModel:
+    """A tiny model, always with the same weights, ready to be trained."""
+    torch.manual_seed(0)
+    model = build(settled(model_type, objective), memory)
+    begin(model, True)
+    return model
+
+
+def batch_for(objective: str, rows: int = 2) -> dict[str, torch.Tensor]:
+    """Rows such as an objective gives, without special tokens."""
+    return example(objective, LENGTH, VOCABULARY, rows, first_id=len(SPECIAL_IDS))
