@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from lsp.core.errors import UserError, require
-from lsp.core.objectives import NEXT_TOKEN
+from lsp.core.objectives import NEXT_TOKEN, PAIRS
 from lsp.models.hub import keys
 from lsp.models.hub.config import HubConfig
 from lsp.models.hub.table import HubRow
 
 ENDING, PAD = "_token_id", "pad_token_id"
+TYPES, PAIR = "type_vocab_size", 2
 ROLES = ("pad", "eos")
 """Roles whose id padding, and what has to have one, can have; the first that there is."""
 
@@ -65,6 +66,8 @@ def settle(
         )
         values[key] = value
     values |= {key: 0.0 for key in keys.known_keys(model_type) if _drops_layers(config, key)}
+    if objective in PAIRS:
+        values.update(_two_types(model_type, values))
     made = keys.make_config(model_type, values)
     config.objective = objective
     config.settled = keys.plain_values(made)
@@ -117,6 +120,18 @@ def _switched(row: HubRow, objective: str) -> dict[str, object]:
 def _lengths(model_type: str, sequence_length: int) -> dict[str, object]:
     """What has to be the length of a row."""
     return {"segment_means_seq_len": sequence_length} if model_type == "nystromformer" else {}
+
+
+def _two_types(model_type: str, values: Mapping[str, Any]) -> dict[str, int]:
+    """An embedding for each text of a pair."""
+    default = getattr(keys.default_config(model_type), TYPES, PAIR)
+    found = values.get(TYPES, max(default, PAIR))
+    require(
+        found >= PAIR,
+        f"model_init_config.{TYPES}={found} has no embedding for the second text of a pair: use "
+        f"{PAIR}, or leave it out",
+    )
+    return {TYPES: found} if TYPES in keys.known_keys(model_type) else {}
 
 
 def _drops_layers(config: HubConfig, key: str) -> bool:

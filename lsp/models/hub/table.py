@@ -81,6 +81,8 @@ NATIVE = {
 
 INTERFACE, MASK, ONE_BY_ONE = "interface", "mask4d", "documents"
 NEXT_SENTENCE, SENTENCE_ORDER = "next_sentence", "sentence_order"
+DECODED = ("span_corruption", "denoising", "gap_sentences", "translation")
+"""What every decoder beside an encoder can be trained for."""
 
 
 def _decoder(model_type: str, head: str, **facts: object) -> HubRow:
@@ -118,8 +120,7 @@ def _encoder(
 
 
 def _encoder_decoder(model_type: str, head: str, first: str, **facts: object) -> HubRow:
-    objectives = (first, "span_corruption", "denoising", "gap_sentences", "translation")
-    heads = dict.fromkeys(objectives, head)
+    heads = dict.fromkeys((first, *DECODED), head)
     values: dict[str, object] = {
         "model_type": model_type,
         "heads": heads,
@@ -197,8 +198,17 @@ _ROWS = (
         **PAD,
         segments=INTERFACE,
     ),
-    _encoder("deberta", "DebertaForMaskedLM", segments=MASK),
-    _encoder("deberta-v2", "DebertaV2ForMaskedLM", segments=MASK),
+    _encoder("deberta", "DebertaForMaskedLM", segments=MASK, settings={"legacy": True}),
+    HubRow(
+        model_type="deberta-v2",
+        heads={
+            "masked": "DebertaV2ForMaskedLM",
+            "replaced_token": "DebertaV2ForTokenClassification",
+        },
+        kind="encoder",
+        segments=MASK,
+        settings={"legacy": True},
+    ),
     _encoder("distilbert", "DistilBertForMaskedLM", segments=INTERFACE),
     HubRow(
         model_type="electra",
@@ -374,6 +384,8 @@ _ROWS = (
     _encoder(
         "nystromformer",
         "NystromformerForMaskedLM",
+        pairs="NystromformerForMaskedLM",
+        first=SENTENCE_ORDER,
         segments=ONE_BY_ONE,
         cost="L·num_landmarks",
         note="rows of one length, a multiple of num_landmarks",
@@ -402,7 +414,7 @@ _ROWS = (
     _encoder_decoder("plbart", "PLBartForConditionalGeneration", "denoising", segments=INTERFACE),
     HubRow(
         model_type="prophetnet",
-        heads={"future_ngram": "ProphetNetForConditionalGeneration"},
+        heads=dict.fromkeys(("future_ngram", *DECODED), "ProphetNetForConditionalGeneration"),
         kind="encoder_decoder",
         first_position="pad",
         spare_positions=1,
@@ -439,7 +451,14 @@ _ROWS = (
         kind="encoder",
         segments=INTERFACE,
     ),
-    _encoder("squeezebert", "SqueezeBertForMaskedLM", segments=MASK, layers=("encoder.layers",)),
+    _encoder(
+        "squeezebert",
+        "SqueezeBertForMaskedLM",
+        pairs="SqueezeBertForMaskedLM",
+        first=SENTENCE_ORDER,
+        segments=MASK,
+        layers=("encoder.layers",),
+    ),
     _decoder("stablelm", "StableLmForCausalLM", **ROTARY, segments=INTERFACE),
     _decoder("starcoder2", "Starcoder2ForCausalLM", **ROTARY, segments=INTERFACE),
     _encoder_decoder(
@@ -481,7 +500,7 @@ _ROWS = (
     ),
     HubRow(
         model_type="xlm-prophetnet",
-        heads={"future_ngram": "ProphetNetForConditionalGeneration"},
+        heads=dict.fromkeys(("future_ngram", *DECODED), "ProphetNetForConditionalGeneration"),
         kind="encoder_decoder",
         first_position="pad",
         spare_positions=1,
@@ -513,6 +532,8 @@ _ROWS = (
     _encoder(
         "yoso",
         "YosoForMaskedLM",
+        pairs="YosoForMaskedLM",
+        first=SENTENCE_ORDER,
         segments=ONE_BY_ONE,
         settings={"use_expectation": True},
         note="by expectation, without hashing, whose CUDA kernel is not at hand",

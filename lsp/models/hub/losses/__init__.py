@@ -63,7 +63,7 @@ _ROUTED = _predicting(router.loss, router.predict)
 FAMILIES: dict[str, Family] = {
     **dict.fromkeys(DECODER, _DECODER),
     **dict.fromkeys(PAIRS, _PAIRS),
-    "permutation": _predicting(permutation.loss, permutation.predict),
+    "permutation": Family(permutation.loss, permutation.token_losses),
     "replaced_token": Family(replaced_token.loss, replaced_token.token_losses),
     "recurring_span": Family(recurring_span.loss, recurring_span.token_losses),
 }

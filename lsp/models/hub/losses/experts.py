@@ -34,21 +34,6 @@ def prepare(model: nn.Module) -> None:
             module.forward = MethodType(_nllb, module)
         elif kind == "NllbMoeSparseMLP":
             module.register_forward_pre_hook(_tell_padding)
-        elif kind == "NllbMoeTop2Router":
-            module.register_forward_pre_hook(_Capacity(module))
-
-
-class _Capacity:
-    """Gives a router its own capacity back, which the published pass overwrites for good.
-
-    After an evaluation training would go on with another one.
-    """
-
-    def __init__(self, router: Any) -> None:
-        self._capacity: int | None = router.expert_capacity
-
-    def __call__(self, router: Any, _: Any) -> None:
-        router.expert_capacity = self._capacity
 
 
 def _tell_padding(layer: Any, args: tuple[torch.Tensor, Any]) -> tuple[torch.Tensor, Any]:

@@ -7,35 +7,58 @@ prediction").
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from lsp.core.batch import IGNORE_INDEX
+from lsp.models.hub.losses import one_by_one
 from lsp.models.hub.losses.one_by_one import Tokens
 
 
 def loss(hub: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed cross-entropy of the predicted tokens, and their number.
 
+    A token that nothing can be seen of is as likely as any other: the published attention would
+    show it all tokens, itself among them, where every one is masked.
+
     Args:
         hub: The model.
         batch: As for every encoder, with `permutation` (B, L): the rank of a predicted token in
             the order, -1 for tokens that all others see.
     """
-    tokens = predict(hub, batch)
+    blind_BL, labels_BL = _blind(batch), batch["labels"]
+    own = batch | {"labels": labels_BL.masked_fill(blind_BL, IGNORE_INDEX)}
+    tokens = _predict(hub, own)
     # Under sharding the number of tiles has to be the same everywhere, and K is not.
     hidden_BKD = tokens.hidden
-    rows, length, width = *batch["labels"].shape, hidden_BKD.shape[2]
+    rows, length, width = *labels_BL.shape, hidden_BKD.shape[2]
     tiles = hub.head.tiles(hidden_BKD.new_empty(()).expand(rows, length, width), hub.memory)
     missing = max(0, tiles - hidden_BKD.shape[1])  # no fewer positions than tiles
     hidden_BKD = F.pad(hidden_BKD, (0, 0, 0, missing))
     labels_BK = F.pad(tokens.labels, (0, missing), value=IGNORE_INDEX)
-    return hub.head.loss(hidden_BKD, labels_BK, hub.memory, tiles=tiles)
+    loss_sum, count = hub.head.loss(hidden_BKD, labels_BK, hub.memory, tiles=tiles)
+    blind = blind_BL.sum()
+    return loss_sum + blind * math.log(hub.head.vocab_size), count + blind
 
 
-def predict(hub: Any, batch: dict[str, torch.Tensor]) -> Tokens:
+def token_losses(hub: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the predicted tokens, in the order of `labels`; see `LanguageModel.token_losses`."""
+    losses_T, hits_T = one_by_one.token_losses(hub.head, _predict(hub, batch))
+    blind_T = _blind(batch)[batch["labels"] != IGNORE_INDEX]
+    uniform = math.log(hub.head.vocab_size)
+    return losses_T.masked_fill(blind_T, uniform), hits_T & ~blind_T
+
+
+def _blind(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(B, L) where something is predicted of which nothing is seen."""
+    unseen_BLL = unseen(batch["permutation"], batch["segment_ids"])
+    return (batch["labels"] != IGNORE_INDEX) & (unseen_BLL > 0).all(-1)
+
+
+def _predict(hub: Any, batch: dict[str, torch.Tensor]) -> Tokens:
     """What the query stream is about to say, in the order of `labels`."""
     labels_BL = batch["labels"]
     places_BK, labels_BK = places(labels_BL)
