@@ -65,6 +65,7 @@ class LanguageModel(nn.Module, ABC):
         labels: torch.Tensor,
         segment_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        **read: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What `forward` adds up, token by token, for measurements.
 
@@ -76,6 +77,7 @@ class LanguageModel(nn.Module, ABC):
             labels: (B, L).
             segment_ids: (B, L).
             position_ids: (B, L).
+            read: What else the model's `hidden_states` takes.
 
         Returns:
             Of the T predicted positions in their order in the batch: (T,) cross-entropy in nats,
@@ -83,7 +85,7 @@ class LanguageModel(nn.Module, ABC):
         """
         model: Any = self
         predicted_BL = labels != IGNORE_INDEX
-        hidden_TX = model.hidden_states(input_ids, segment_ids, position_ids)[predicted_BL]
+        hidden_TX = model.hidden_states(input_ids, segment_ids, position_ids, **read)[predicted_BL]
         labels_T = labels[predicted_BL]
         losses_T = labels_T.new_zeros(labels_T.shape, dtype=torch.float32)
         hits_T = torch.zeros_like(labels_T, dtype=torch.bool)

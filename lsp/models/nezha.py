@@ -253,6 +253,19 @@ class Nezha(LanguageModel):
         hidden = self.hidden_states(input_ids, segment_ids, position_ids, token_type_ids)
         return self.lm_head(hidden)
 
+    def token_losses(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor,
+        segment_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        **pairs: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `LanguageModel`; of tokens alone, whatever `pairs` there are."""
+        types = {"token_type_ids": token_type_ids}
+        return super().token_losses(input_ids, labels, segment_ids, position_ids, **types)
+
     def new_cache(self) -> NezhaCache:
         """An empty memory for `step`."""
         return new_cache(self)
