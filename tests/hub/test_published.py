@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from lsp.core.errors import UserError
+from lsp.core.objectives import NEXT_TOKEN, PAIRS
 from lsp.hub.published import (
     FORMS,
     config_from_published,
@@ -15,6 +16,7 @@ from lsp.hub.published import (
 )
 from lsp.models import registry
 from lsp.models.longformer_config import LongformerConfig
+from lsp.run.config import NATIVE
 from tests.hub.tiny import tiny_config, tiny_model
 
 GRID = {
@@ -51,9 +53,15 @@ def test_weight_names_and_shapes_are_those_of_the_published_class(changes):
 
 
 def test_every_architecture_and_objective_has_a_form():
-    objectives = {"AutoModelForCausalLM": "causal", "AutoModelForMaskedLM": "masked"}
-    pairs = {(a.name, o) for a in registry.ARCHITECTURES.values() for o in a.objectives(None)}
-    assert pairs == {(form.architecture, objectives[form.auto_class]) for form in FORMS}
+    objectives = {
+        "AutoModelForCausalLM": NEXT_TOKEN,
+        "AutoModelForMaskedLM": ("masked",),
+        "AutoModelForPreTraining": PAIRS,
+    }
+    native = [registry.get(name) for name in NATIVE]
+    pairs = {(a.name, o) for a in native for o in a.objectives(a.config_class())}
+    assert pairs <= {(f.architecture, o) for f in FORMS for o in objectives[f.auto_class]}
+    assert {f.architecture for f in FORMS} == set(NATIVE)
     assert all(file.is_file() for form in FORMS for file in form.code)
 
 

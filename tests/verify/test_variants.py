@@ -9,6 +9,7 @@ import torch
 
 from lsp.models import registry
 from lsp.models.reformer_config import ATTENTION_KINDS
+from lsp.run.config import NATIVE
 from lsp.verify.cells import all_cells
 from lsp.verify.certify import certify
 from lsp.verify.mixing import CHOICE
@@ -64,11 +65,14 @@ def test_hashing_with_a_row_of_many_chunks_is_said_to_choose():
 
 
 def test_no_architecture_and_no_attention_is_left_out():
-    assert {variant.architecture for variant in VARIANTS} == set(registry.ARCHITECTURES)
-    assert set(SIZES) == set(registry.ARCHITECTURES)
-    for name, architecture in registry.ARCHITECTURES.items():
+    assert {variant.architecture for variant in VARIANTS} == set(NATIVE)
+    assert set(SIZES) == set(NATIVE)
+    for name in NATIVE:
+        architecture = registry.get(name)
         tried = {o for v in VARIANTS if v.architecture == name for o in v.objectives}
-        assert tried == set(architecture.objectives(architecture.config_class()))
+        possible = architecture.objectives(architecture.config_class())
+        # Others see what one of these does.
+        assert tried == {"causal", "masked"} & set(possible)
     kinds = {tuple(v.values["attn_layers"]) for v in VARIANTS if v.architecture == "reformer"}
     assert kinds >= {(kind, kind) for kind in ATTENTION_KINDS}
     types = {v.values.get("attn_type", 0) for v in VARIANTS if v.architecture == "transformer_xl"}
