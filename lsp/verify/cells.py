@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lsp.core.errors import UserError
 from lsp.core.seeding import seed_everything
 from lsp.models import registry
 from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
@@ -56,15 +57,30 @@ class Cell:
 
 
 def all_cells(degrees: Iterable[int] = DEGREES) -> Iterator[Cell]:
-    """Every variant, objective, memory form and degree in fp32; in bf16 the leanest memory form."""
+    """Every variant, objective, memory form and degree in fp32; in bf16 the leanest memory form.
+
+    Degrees that a variant cannot be shared by are left out.
+    """
     for degree in degrees:
         for variant in VARIANTS:
             residuals_of = registry.get(variant.architecture).residuals
             for objective in variant.objectives:
+                if not _can_be_shared(variant, objective, degree):
+                    continue
                 residuals = residuals_of(config_of(variant, objective=objective))
                 for memory in (m for m in MEMORIES if m in residuals):
                     yield Cell(*_names(variant), objective, memory, "fp32", degree)
                 yield Cell(*_names(variant), objective, residuals[0], "bf16", degree)
+
+
+def _can_be_shared(variant: Variant, objective: str, degree: int) -> bool:
+    architecture = registry.get(variant.architecture)
+    config = config_of(variant, objective=objective, degree=degree)
+    try:
+        architecture.check_shares(config, LENGTH * degree, degree)
+    except UserError:
+        return False
+    return True
 
 
 def _names(variant: Variant) -> tuple[str, str]:

@@ -26,7 +26,7 @@ from lsp.parallel.runtime import Runtime, forget_engine, runtime
 from lsp.training.config import AdamWConfig
 from lsp.training.lanes import Lanes
 from lsp.training.optimizers import build_optimizers, set_learning_rate
-from tests.training.tiny import batch, longformer, nezha, reformer, transformer_xl, with_pairs
+from tests.training.tiny import batch, longformer, mega, nezha, reformer, transformer_xl, with_pairs
 
 ROWS = 4
 MODELS = {
@@ -34,6 +34,7 @@ MODELS = {
     "longformer": longformer,
     "longformer, reversible": partial(longformer, residual="reversible"),
     "transformer_xl": transformer_xl,
+    "mega": mega,
     "nezha, pairs": partial(nezha, sentence_pairs=True),
 }
 

@@ -39,7 +39,7 @@ class StagedBlock(nn.Module):
     """Steps from a stream to the same.
 
     The same input and memo must always give the same result: random numbers come from seeds in the
-    memo.
+    memo. No parameter may be used in two steps.
 
     Attributes:
         steps: In their order; the last does not mix, and gives the stream alone.
@@ -160,7 +160,7 @@ class _Differentiation:
         self.block, self.memo, self.autocast = block, memo, autocast
         self.x_BLD, self.grad_out = x_BLD, grad_BLD
         self.tiles = block.tiles(x_BLD)
-        self.gradients = ParameterGradients(block.parameters())
+        self.gradients = {step: ParameterGradients(block.parameters()) for step in block.steps}
         self.grads: dict[str, torch.Tensor] = {}
         self.own: set[str] = set()  # of the gradients, those that nobody else holds
 
@@ -185,14 +185,15 @@ class _Differentiation:
             piece.outputs = list(outs)
             wanted = [self.grad_out[:, span].to(outs[0].dtype)]
             del outs
-            self._differentiate(piece, wanted, final=not pieces and span is self.tiles[-1])
+            self._differentiate(piece, wanted, final=span is self.tiles[-1])
             del piece
         values.clear()
         while pieces:
             piece = pieces.pop()
             wanted = [self.grads[name][:, piece.span] for name in piece.step.gives]
-            self._differentiate(piece, wanted, final=not pieces)
-            if piece.span.start == 0:
+            first = piece.span.start == 0
+            self._differentiate(piece, wanted, final=first)
+            if first:
                 for name in piece.step.gives:
                     self.grads.pop(name, None)
         return self.grads["x"]
@@ -206,11 +207,12 @@ class _Differentiation:
         return _Piece(step, span, leaves, []), outs
 
     def _differentiate(self, piece: _Piece, wanted: list[torch.Tensor], *, final: bool) -> None:
+        gradients = self.gradients[piece.step]
         if final:
-            self.gradients.release(piece.outputs, wanted)
+            gradients.release(piece.outputs, wanted)
             grads = [leaf.grad for leaf in piece.leaves]
         else:
-            grads = self.gradients.collect(piece.outputs, wanted, piece.leaves)
+            grads = gradients.collect(piece.outputs, wanted, piece.leaves)
         length = self.x_BLD.shape[1]
         for name, leaf, grad in zip(piece.step.reads, piece.leaves, grads, strict=True):
             assert grad is not None, f"{piece.step.name} reads {name} for nothing"
