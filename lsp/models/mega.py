@@ -23,6 +23,8 @@ from lsp.models.layers.sequential import run_blocks
 from lsp.models.layers.staged import run_staged
 from lsp.models.layers.tied import TiedEmbedding, WaitingGradient
 from lsp.models.mega_config import RESIDUALS, MegaConfig
+from lsp.models.mega_generation import MegaCache
+from lsp.models.mega_generation import step as generation_step
 from lsp.models.mega_layers import (
     GatedAttention,
     MegaLayer,
@@ -226,6 +228,14 @@ class Mega(LanguageModel):
         """Scores of every position: (B, L, V)."""
         scores: torch.Tensor = self.lm_head(self.hidden_states(input_ids, segment_ids))
         return scores
+
+    def new_cache(self) -> MegaCache:
+        """An empty memory for `step`."""
+        return MegaCache()
+
+    def step(self, input_ids: torch.Tensor, cache: MegaCache) -> torch.Tensor:
+        """Scores of the token after `input_ids`: see `mega_generation.step`."""
+        return generation_step(self, input_ids, cache)
 
     def _head_tiles(self, stream_BLD: torch.Tensor) -> int:
         rows, length, width = stream_BLD.shape

@@ -7,6 +7,8 @@ from lsp.core.errors import UserError
 from lsp.models.layers.recent import Window
 from lsp.models.longformer import Longformer
 from lsp.models.longformer_config import LongformerConfig
+from lsp.models.mega import Mega
+from lsp.models.mega_config import MegaConfig
 from lsp.models.nezha import Nezha
 from lsp.models.nezha_config import NezhaConfig
 from lsp.models.sampling import Rereading, generate_ids
@@ -38,6 +40,26 @@ def reformer(layers, chunk):
     model = test_sampling.reformer(layers, chunk)
     model.lm_head.decoder.weight.data *= 0.1  # scores of some 1: the tolerance is absolute
     return model
+
+
+def mega(**changes):
+    torch.manual_seed(0)
+    values = {
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "intermediate_size": 20,
+        "ema_projection_size": 3,
+        "shared_representation_size": 6,
+        "nffn_hidden_size": 24,
+        "use_chunking": True,
+        "chunk_size": 8,
+        "max_positions": 100,
+        "vocab_size": VOCABULARY,
+        "initializer_range": 0.2,
+        "bidirectional": False,
+        "is_decoder": True,
+    }
+    return Mega(MegaConfig(**values | changes)).eval()
 
 
 def transformer_xl(**changes):
@@ -86,6 +108,12 @@ MODELS = {
     "longformer, reversible and dilated": lambda: longformer(
         residual="reversible", attention_dilation=[1, 2, [1, 3]]
     ),
+    "mega": mega,
+    "mega, whole, laplace": lambda: mega(use_chunking=False, attention_activation="laplace"),
+    "mega, relu2, simple": lambda: mega(
+        attention_activation="relu2", relative_positional_bias="simple"
+    ),
+    "mega, truncated": lambda: mega(truncation=5),
     "transformer_xl": transformer_xl,
     "transformer_xl, clamped": lambda: transformer_xl(clamp_len=5, untie_r=False, pre_lnorm=True),
     "transformer_xl, a window": lambda: transformer_xl(mem_len=8, same_length=True),

@@ -278,19 +278,14 @@ def _attend(
         of_query, of_key = numbers[:, piece.queries, None], numbers[:, None, piece.keys]
         other = (of_query != of_key) | (of_query < 0)
         hidden = other if hidden is None else hidden | other
-    scores_MQW = torch.bmm(q_MQZ, k_MWZ.transpose(1, 2)).to(dtype)
-    if activation == "softmax":
-        scores_MQW = scores_MQW * q_MQZ.shape[-1] ** -0.5 + bias_QW
-        if hidden is not None:
-            scores_MQW = scores_MQW.masked_fill(hidden, -torch.inf)
-        if groups.numbers is not None:  # padding meets nothing
-            scores_MQW = scores_MQW.masked_fill(of_query < 0, 0.0)
-        weights_MQW = scores_MQW.softmax(-1)
-    else:
-        scores_MQW = scores_MQW / _keys_met(groups, piece, k_MWZ.shape[1], dtype, device) + bias_QW
-        weights_MQW = WEIGHTS[activation](scores_MQW)
-    if hidden is not None:
-        weights_MQW = weights_MQW.masked_fill(hidden, 0.0)
+    weights_MQW = weigh(
+        torch.bmm(q_MQZ, k_MWZ.transpose(1, 2)).to(dtype),
+        bias_QW,
+        activation,
+        q_MQZ.shape[-1],
+        _keys_met(groups, piece, k_MWZ.shape[1], dtype, device),
+        hidden,
+    )
     seed = None if dropout_seed is None else derive_seed(dropout_seed, number)
     weights_MQW = seeded_dropout(weights_MQW, dropout, seed)
     return torch.bmm(weights_MQW.to(v_MWU.dtype), v_MWU)
@@ -304,6 +299,35 @@ def _keys_met(
     if not groups.causal:
         return keys
     return torch.arange(piece.queries.start + 1, piece.queries.stop + 1, device=device)[:, None]
+
+
+def weigh(
+    products_MQW: torch.Tensor,
+    bias_QW: torch.Tensor,
+    activation: str,
+    size: int,
+    count: torch.Tensor | int,
+    hidden_MQW: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention weights of what queries and keys multiply to.
+
+    Args:
+        products_MQW: Of any leading shape.
+        bias_QW: Added to the scores.
+        activation: `softmax`, `laplace` or `relu2`.
+        size: Z, whose root scores of a softmax are divided by.
+        count: How many keys each query meets, which other scores are divided by.
+        hidden_MQW: Keys that weigh nothing; None for none.
+    """
+    if activation == "softmax":
+        scores_MQW = products_MQW * size**-0.5 + bias_QW
+        if hidden_MQW is not None:  # not infinite: padding meets nothing
+            lowest = torch.finfo(scores_MQW.dtype).min
+            scores_MQW = scores_MQW.masked_fill(hidden_MQW, lowest)
+        weights_MQW = scores_MQW.softmax(-1)
+    else:
+        weights_MQW = WEIGHTS[activation](products_MQW / count + bias_QW)
+    return weights_MQW if hidden_MQW is None else weights_MQW.masked_fill(hidden_MQW, 0.0)
 
 
 def laplace(scores: torch.Tensor) -> torch.Tensor:
