@@ -10,7 +10,7 @@ from lsp.core.errors import UserError, require
 from lsp.core.objectives import NEXT_TOKEN, PAIRS
 from lsp.models.hub import keys
 from lsp.models.hub.config import HubConfig
-from lsp.models.hub.table import HubRow
+from lsp.models.hub.table import HubRow, row_of
 
 ENDING, PAD = "_token_id", "pad_token_id"
 TYPES, PAIR = "type_vocab_size", 2
@@ -37,14 +37,9 @@ def settle(
     Raises:
         UserError: A key is not known, or a value cannot work.
     """
-    given = dict(config.model_init_config)
-    if config.name is not None:
-        published = read_published(config)
-        keys.check_keys(_type(config), given)
-        given = published | given
-    else:
-        keys.check_keys(_type(config), given)
-    model_type, row = _type(config), config.row
+    row, model_type = config.row, config.type
+    given, typed = config.given, config.model_init_config
+    keys.check_keys(model_type, typed)
     if objective not in row.objectives:
         raise UserError(
             f"objective={objective} is not possible with model_type={model_type}: choose one of "
@@ -60,8 +55,8 @@ def settle(
             values[key] = sequence_length + more
     for key, value in (_switched(row, objective) | _lengths(model_type, sequence_length)).items():
         require(
-            given.get(key, value) == value,
-            f"model_init_config.{key}={given.get(key)} is not possible with objective={objective} "
+            typed.get(key, value) == value,
+            f"model_init_config.{key}={typed.get(key)} is not possible with objective={objective} "
             f"and sequence_length={sequence_length}: use {value}, or leave it out",
         )
         values[key] = value
@@ -69,15 +64,9 @@ def settle(
     if objective in PAIRS:
         values.update(_two_types(model_type, values))
     made = keys.make_config(model_type, values)
-    config.objective = objective
+    config.model_type, config.objective = model_type, objective
     config.settled = keys.plain_values(made)
     return config
-
-
-def _type(config: HubConfig) -> str:
-    _ = config.row
-    assert config.model_type is not None
-    return config.model_type
 
 
 def _special(
@@ -96,6 +85,8 @@ def _special(
             known = (special_ids.get(role) for role in ROLES)
             token = next((token for token in known if token is not None), 0)
         found[field.name] = token
+    if PAD in row_of(model_type).settings:  # in the published code, whatever the config says
+        found[PAD] = row_of(model_type).settings[PAD]
     if keys.START in keys.known_keys(model_type):
         start = special_ids.get("decoder_start", given.get(keys.START))
         found[keys.START] = found[PAD] if start is None else start
@@ -148,32 +139,3 @@ def _drops_layers(config: HubConfig, key: str) -> bool:
         "processes would wait: use 0, or leave it out",
     )
     return True
-
-
-def read_published(config: HubConfig) -> dict[str, Any]:
-    """The config of a folder or of a published model; sets the model's type, in place.
-
-    Raises:
-        UserError: There is none, or it is of another type.
-    """
-    from transformers import PreTrainedConfig
-
-    try:
-        values, _ = PreTrainedConfig.get_config_dict(config.name)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split()).partition(". ")[0]
-        raise UserError(f"name={config.name} has no config that can be read: {reason}") from error
-    found = values.get("model_type")
-    require(
-        isinstance(found, str),
-        f"name={config.name}: its config.json does not say which model_type it is of",
-    )
-    if config.model_type is None:
-        config.model_type = found
-    same = {config.model_type, config.row.config}
-    require(
-        found in same,
-        f"model_type={config.model_type}, but name={config.name} is a {found}: use "
-        f"architecture.model_type={found}, or leave it out",
-    )
-    return {key: value for key, value in values.items() if key not in keys.BOOKKEEPING}

@@ -356,7 +356,15 @@ _ROWS = (
         segments=INTERFACE,
         shares=False,
     ),
-    _encoder("mpnet", "MPNetForMaskedLM", **PAD, segments=MASK, layers=("encoder.layer",)),
+    _encoder(
+        "mpnet",
+        "MPNetForMaskedLM",
+        **PAD,
+        segments=MASK,
+        layers=("encoder.layer",),
+        settings={"pad_token_id": 1},
+        note="token 1 counts as padding where transformers is given no positions",
+    ),
     _decoder(
         "mpt",
         "MptForCausalLM",
