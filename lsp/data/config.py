@@ -10,7 +10,7 @@ from lsp.core.errors import UserError, require, unknown_choice
 from lsp.core.objectives import OBJECTIVES
 
 UNITS = ("token", "whole_word", "span")
-STARTS = ("pad", "eos", "bos", "cls")
+STARTS = ("pad", "eos", "bos", "cls", "sep")
 
 
 @dataclass
@@ -50,7 +50,8 @@ class ObjectiveConfig:
         decoder_length: Tokens that the decoder reads; null for what the rates lead to. What does
             not fit stays in the encoder's text, and is not predicted.
         decoder_start: Special token that the decoder's text begins with: `pad` (T5, Pegasus),
-            `eos` (BART), `bos` or `cls`; null is `eos` for denoising and `pad` otherwise.
+            `eos` (BART), `sep` (the published ProphetNet), `bos` or `cls`; null is `eos` for
+            denoising and `pad` otherwise.
     """
 
     name: str = "causal"

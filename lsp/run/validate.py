@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lsp.core.errors import UserError, require, unknown_choice
+from lsp.core.objectives import POSITION_WISE
 from lsp.core.ranks import world_size
 from lsp.models.memory import check_residual
 from lsp.run.compose import in_architecture
@@ -146,6 +147,12 @@ def _check_sequence(config: RunConfig, processes: int) -> None:
         processes % degree == 0,
         f"parallelism.sequence={degree} does not divide the number of processes, {processes}: "
         f"use one of {divisors}, or start a multiple of {degree} processes",
+    )
+    require(
+        degree == 1 or config.objective.name in POSITION_WISE,
+        f"parallelism.sequence={degree} shares the positions of a row, and "
+        f"objective={config.objective.name} gives more than a value for each: use "
+        f"parallelism.sequence=1, or one of {', '.join(POSITION_WISE)}",
     )
     architecture = registry.get(registry.name_of(config.architecture))
     architecture.check_shares(config.architecture, config.sequence_length, degree)

@@ -81,7 +81,7 @@ def test_masked_needs_a_mask_token():
         ({"mask_probability": 0.2}, "is not read by objective=causal, but by masked"),
         ({"name": "masked", "max_span_length": 5}, "with objective.unit=span alone"),
         ({"name": "masked", "unit": "words"}, "objective.unit=words"),
-        ({"name": "denoising", "decoder_start": "sep"}, "objective.decoder_start=sep"),
+        ({"name": "denoising", "decoder_start": "mask"}, "objective.decoder_start=mask"),
         ({"name": "span_corruption", "decoder_length": 0}, "objective.decoder_length=0"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

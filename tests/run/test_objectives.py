@@ -14,7 +14,7 @@ from lsp.core.objectives import OBJECTIVES
 from lsp.run.compose import load_train_config
 from lsp.run.config import RunConfig
 from lsp.run.parts import batch_maker, prepare_data, vocabulary_of
-from lsp.run.validate import validate_data
+from lsp.run.validate import validate
 from tests.data_pipelines.corpora import write_corpus
 
 LENGTH = 128
@@ -107,12 +107,27 @@ def test_translation_writes_the_second_text(root: Path) -> None:
     assert target == source.removesuffix("<eos>").upper() + "<eos>"
 
 
-def test_what_cannot_work_is_refused_before_any_work(root: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"objective\.corruption_rate=0\.2 is not read by objective=causal"
-    ):
-        config_of(root, "causal", "objective.corruption_rate=0.2")
-    config = config_of(root, "causal")
-    config.objective.name = "translation"
-    with pytest.raises(UserError, match="objective=translation is not possible with"):
-        validate_data(config)
+REFUSED = {
+    "not-read": (
+        ["objective=causal", "objective.corruption_rate=0.2"],
+        ["objective.corruption_rate=0.2 is not read by objective=causal", "by span_corruption"],
+    ),
+    "no-pairs": (["objective=translation"], ["data.field=en data.target_field=de"]),
+    "decoder-too-long": (
+        ["objective=span_corruption", "objective.decoder_length=2000"],
+        ["objective.decoder_length=2000", "sequence_length=1024"],
+    ),
+    "decoder-over-processes": (
+        ["objective=span_corruption", "parallelism=zero2", "parallelism.sequence=2"],
+        ["parallelism.sequence=2", "objective=span_corruption", "one of causal"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "says"), REFUSED.values(), ids=REFUSED)
+def test_refused(words: list[str], says: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2" if "parallelism=zero2" in words else "1")
+    with pytest.raises(UserError) as caught:
+        validate(load_train_config(["architecture=hub", "architecture.model_type=t5", *words]))
+    for text in says:
+        assert text in str(caught.value)
