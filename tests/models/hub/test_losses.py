@@ -138,7 +138,7 @@ def test_several_pairs_of_a_row_are_weighted_alike() -> None:
     }
     # The same pair twice is judged as once; each row counts by its predicted tokens, 3 and 6.
     torch.testing.assert_close(hub(**(batch | two))[0] - tokens, sum(one_by_one))
-    assert 0.3 < float(one_by_one[0]) / (3 * math.log(2)) < 3
+    assert 0.3 < one_by_one[0].item() / (3 * math.log(2)) < 3
 
 
 def test_mixtral_learns_with_its_routers_loss() -> None:
@@ -216,9 +216,9 @@ def test_rows_add_up_however_they_come_together(model_type: str, objective: str)
     for rows in ([2, 0], [1]):
         part_sum, part_count = hub(**{name: x[rows] for name, x in batch.items()})
         part_sum.backward()
-        sums, counts = sums + float(part_sum), counts + int(part_count)
+        sums, counts = sums + part_sum.item(), counts + int(part_count)
     assert count == counts == (batch["labels"] != IGNORE_INDEX).sum()
-    assert sums == pytest.approx(float(loss_sum), rel=1e-5)
+    assert sums == pytest.approx(loss_sum.item(), rel=1e-5)
     for name, parameter in hub.named_parameters():
         if name in whole:
             torch.testing.assert_close(parameter.grad, whole[name], rtol=1e-4, atol=2e-4)
