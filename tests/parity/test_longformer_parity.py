@@ -122,6 +122,7 @@ def test_weights_come_back_bit_for_bit(tied: bool):
     theirs = published(8, tie_word_embeddings=tied)
     ours = ours_of(theirs, MEMORIES["stored"], 0)
     back = to_published(ours.state_dict())
+    assert len({weight.data_ptr() for weight in back.values()}) == len(back) - tied
     expected = dict(theirs.state_dict())
     # Untied, the second name of the bias is a weight that nothing reads.
     expected["lm_head.bias"] = expected["lm_head.decoder.bias"]
