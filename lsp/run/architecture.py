@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lsp.models.catalog import Entry
+from lsp.models.hub.table import row_of
 from lsp.run.config import ARCHITECTURES
 
 FROM_THE_RUN = ("vocab_size",)
@@ -58,7 +59,6 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 def _hub(entry: Entry) -> Description:
     from lsp.models.hub.keys import default_config, known_keys
-    from lsp.models.hub.table import row_of
 
     row, default = row_of(entry.name), default_config(entry.name)
     known = known_keys(entry.name)
@@ -93,6 +93,8 @@ def _command(entry: Entry, named: set[str]) -> list[str]:
     objective = next(name for name in entry.objectives if name != "translation")
     words += [f"objective={objective}"]
     words += [f"+architecture.model_init_config.{key}=2" for key in DEPTHS if key in named]
+    if row_of(entry.name).start:
+        words += [f"objective.decoder_start={row_of(entry.name).start}"]
     if not entry.documents:
         words += ["packing=one_per_row"]
     return words

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lsp.core.errors import UserError, require, unknown_choice
-from lsp.core.objectives import POSITION_WISE
+from lsp.core.objectives import DECODER, POSITION_WISE
 from lsp.core.ranks import world_size
+from lsp.models.hub.config import HubConfig
 from lsp.models.memory import check_residual
 from lsp.run.compose import in_architecture
 from lsp.run.config import ARCHITECTURES, RunConfig
@@ -72,6 +73,13 @@ def _check_objective(config: RunConfig) -> None:
         f"objective.decoder_length={objective.decoder_length} is more than "
         f"sequence_length={config.sequence_length}: use that, less, or null",
     )
+    if isinstance(config.architecture, HubConfig) and objective.name in DECODER:
+        start, needed = objective.decoder_start_role, config.architecture.row.start
+        require(
+            needed in ("", start),
+            f"objective.decoder_start={start} is not possible with "
+            f"model_type={config.architecture.model_type}: use objective.decoder_start={needed}",
+        )
 
 
 def _check_documents(config: RunConfig, architecture: Architecture) -> None:

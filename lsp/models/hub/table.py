@@ -41,6 +41,7 @@ class HubRow:
         ignored: Keys that are read from files and change nothing.
         settings: Keys that have to have these values here.
         causal_settings: Keys that have to have these values to predict the next token.
+        start: Special token that texts of its decoder have to begin with, where not any will do.
         note: What else is to be known.
     """
 
@@ -63,6 +64,7 @@ class HubRow:
     ignored: tuple[str, ...] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
     causal_settings: Mapping[str, object] = field(default_factory=dict)
+    start: str = ""
     note: str = ""
 
     @property
@@ -387,6 +389,7 @@ _ROWS = (
         table=False,
         segments=INTERFACE,
         settings={"expert_capacity": 2**30, "moe_eval_capacity_token_fraction": -1.0},
+        start="eos",  # its positions are counted from the first token that is no padding
         note="with its router's loss",
     ),
     _encoder(
