@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lsp.core.errors import unknown_choice
 from lsp.models import (
     longformer_config,
@@ -101,6 +103,11 @@ def get(name: str) -> Architecture:
     if name not in ARCHITECTURES:
         raise unknown_choice("architecture", name, ARCHITECTURES)
     return ARCHITECTURES[name]
+
+
+def title_of(config: Any) -> str:
+    """What it is called: its name, or the published one of what comes from transformers."""
+    return config.type if isinstance(config, HubConfig) else name_of(config)
 
 
 def name_of(config: object) -> str:

@@ -381,7 +381,7 @@ def _announce(
     place: Runtime,
 ) -> None:
     parameters = sum(p.numel() for p in model.parameters())
-    name = registry.name_of(config.architecture)
+    name = registry.title_of(config.architecture)
     console.say(
         f"{name}: {parameters:,} parameters, {config.objective.name}, "
         f"{config.sequence_length:,} tokens a row, {config.tokens_per_step:,} a step "

@@ -36,7 +36,7 @@ def validate_data(config: RunConfig) -> None:
     if config.objective.name not in objectives:
         raise UserError(
             f"objective={config.objective.name} is not possible with "
-            f"architecture={architecture.name}: choose one of {', '.join(objectives)}"
+            f"{_named(config)}: choose one of {', '.join(objectives)}"
         )
     _check_documents(config, architecture)
     _check_objective(config)
@@ -93,6 +93,15 @@ def _check_documents(config: RunConfig, architecture: Architecture) -> None:
         f"packing={config.packing.strategy} puts several documents into a row, and {which} cannot "
         f"keep them apart: use packing=one_per_row{instead}",
     )
+
+
+def _named(config: RunConfig) -> str:
+    """The words that choose the architecture."""
+    from lsp.models import registry
+
+    name = registry.name_of(config.architecture)
+    title = registry.title_of(config.architecture)
+    return f"architecture={name}" + (f" architecture.model_type={title}" if title != name else "")
 
 
 def _check_order(config: RunConfig, architecture: Architecture) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lsp.core.errors import UserError, require, unknown_choice
 from lsp.core.objectives import NEXT_TOKEN
-from lsp.models.hub import keys, lengths
+from lsp.models.hub import keys, lengths, published
 from lsp.models.hub.table import ROWS, HubRow, row_of
 from lsp.models.shares import check_degree
 
@@ -72,40 +72,55 @@ class HubConfig:
         )
 
     @property
+    def type(self) -> str:
+        """The published name of the architecture, which may have to be read from a file.
+
+        Raises:
+            UserError: None was chosen, or not that of the file.
+        """
+        found = None if self.name is None or self.settled else published.type_of(self.name)
+        chosen = self.model_type or found
+        if chosen is None:
+            raise UserError(
+                "architecture=hub needs architecture.model_type=…, one of "
+                f"{', '.join(sorted(ROWS))}; or architecture.name=…, a published model"
+            )
+        require(
+            found in (None, chosen, row_of(chosen).config),
+            f"architecture.model_type={chosen}, but architecture.name={self.name} is a {found}: "
+            f"use architecture.model_type={found}, or leave it out",
+        )
+        return chosen
+
+    @property
     def row(self) -> HubRow:
         """What is known of the architecture.
 
         Raises:
             UserError: None was chosen.
         """
-        if self.model_type is None:
-            raise UserError(
-                "architecture=hub needs architecture.model_type=…, one of "
-                f"{', '.join(sorted(ROWS))}; or architecture.name=…, a published model"
-            )
-        return row_of(self.model_type)
+        return row_of(self.type)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The keys that are not left out: of the published model that is named, and the user's."""
+        named = {} if self.name is None else published.settings(self.name)
+        return named | self.model_init_config
 
     def value(self, key: str) -> Any:
         """What the published config has for a key, set or by default."""
-        for values in (self.settled, self.model_init_config):
-            if key in values:
-                return values[key]
-        published = keys.config_class(self._type)
-        other = published.attribute_map.get(key)
+        values = self.settled or self.given
+        if key in values:
+            return values[key]
+        other = keys.config_class(self.type).attribute_map.get(key)
         if other is not None:
             return self.value(other)
-        return getattr(keys.default_config(self._type), key, None)
-
-    @property
-    def _type(self) -> str:
-        _ = self.row
-        assert self.model_type is not None
-        return self.model_type
+        return getattr(keys.default_config(self.type), key, None)
 
     @property
     def vocab_size(self) -> int:
         """Ids that a text may have."""
-        given = self.settled.get("vocab_size", self.model_init_config.get("vocab_size"))
+        given = (self.settled or self.given).get("vocab_size")
         return UNKNOWN_VOCABULARY if given is None else int(given) - self.row.extra_ids
 
     @property

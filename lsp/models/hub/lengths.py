@@ -18,9 +18,9 @@ def multiple(config: Any) -> int:
     """
     if _block_sparse(config):
         return int(config.value("block_size"))
-    if config.model_type == "mra":
+    if config.type == "mra":
         return MRA_BLOCK
-    if config.model_type == "nystromformer":
+    if config.type == "nystromformer":
         return int(config.value("num_landmarks"))
     return 1
 
@@ -39,7 +39,7 @@ def check(config: Any, length: int) -> None:
     Raises:
         UserError: It is one that the architecture cannot have; the message names those it can.
     """
-    least, step, kind = shortest(config), multiple(config), config.model_type
+    least, step, kind = shortest(config), multiple(config), config.type
     require(
         length >= least,
         f"sequence_length={length} is too short for model_type={kind}: "
@@ -66,4 +66,4 @@ def check(config: Any, length: int) -> None:
 
 
 def _block_sparse(config: Any) -> bool:
-    return config.model_type in BLOCK_SPARSE and config.value("attention_type") == "block_sparse"
+    return config.type in BLOCK_SPARSE and config.value("attention_type") == "block_sparse"
