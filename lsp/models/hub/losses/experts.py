@@ -30,10 +30,37 @@ def prepare(model: nn.Module) -> None:
         kind = type(module).__name__
         if kind == "SwitchTransformersExperts":
             module.forward = MethodType(_switch, module)
+            _drop_by_place(module)
         elif kind == "NllbMoeExperts":
             module.forward = MethodType(_nllb, module)
+            _drop_by_place(module)
         elif kind == "NllbMoeSparseMLP":
             module.register_forward_pre_hook(_tell_padding)
+
+
+class PlacedDropout(nn.Dropout):
+    """Drops of each token what it would of all: its mask does not depend on who else chose.
+
+    Attributes:
+        places: Numbers of the tokens that come, among all.
+        total: How many all are.
+    """
+
+    places: torch.Tensor
+    total: int
+
+    def forward(self, x_XF: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.p == 0:
+            return x_XF
+        kept_TF = torch.rand(self.total, x_XF.shape[-1], device=x_XF.device) >= self.p
+        return x_XF * kept_TF[self.places].to(x_XF.dtype) / (1 - self.p)
+
+
+def _drop_by_place(experts: nn.Module) -> None:
+    for module in list(experts.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Dropout:
+                setattr(module, name, PlacedDropout(child.p))
 
 
 def _tell_padding(layer: Any, args: tuple[torch.Tensor, Any]) -> tuple[torch.Tensor, Any]:
@@ -82,8 +109,11 @@ def _mix(
         dropped: Share of what experts say that is dropped in training, and allowed for elsewhere.
     """
     out_TD = torch.zeros_like(hidden_TD)
+    dropouts = [module for module in experts.modules() if isinstance(module, PlacedDropout)]
     for number in range(experts.num_experts):
         token, choice = torch.where(chosen_TKE[:, :, number])
+        for dropout in dropouts:
+            dropout.places, dropout.total = token, len(hidden_TD)
         said = experts[f"expert_{number}"](hidden_TD[token]) * weights_TK[token, choice, None]
         if dropped > 0:
             said = experts.token_dropout(said) if experts.training else said * (1 - dropped)
