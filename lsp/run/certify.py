@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lsp.core.errors import LeakError
+from lsp.core.objectives import NEXT_TOKEN
 from lsp.models.interface import LanguageModel
 from lsp.parallel.collectives import together
 from lsp.parallel.runtime import Runtime
@@ -41,7 +42,7 @@ def certify_start(config: RunConfig, model: LanguageModel, place: Runtime) -> di
         found = certify(
             model.to(device),
             sequence_length=config.sequence_length,
-            causal=config.objective.name == "causal",
+            causal=config.objective.name in NEXT_TOKEN,
             exchange=place.exchange,
             precision=precision,
             device=device,

@@ -21,6 +21,7 @@ from torch.multiprocessing.spawn import start_processes
 from lsp.checkpointing.files import write_json
 from lsp.core.errors import UserError, require
 from lsp.core.exit_codes import DONE, LEAK
+from lsp.core.objectives import NEXT_TOKEN
 from lsp.core.ranks import is_main, world_size
 from lsp.core.seeding import seed_everything
 from lsp.core.versions import versions
@@ -191,7 +192,7 @@ def _certify_run(config: RunConfig, place: Runtime) -> dict[str, Any]:
     found = certify(
         build_model(config).to(place.device),
         sequence_length=config.sequence_length,
-        causal=config.objective.name == "causal",
+        causal=config.objective.name in NEXT_TOKEN,
         exchange=place.exchange,
         precision=config.precision.name,
         device=place.device,

@@ -8,8 +8,9 @@ from lsp.core.errors import UserError
 from lsp.models import registry
 from lsp.models.interface import LanguageModel
 from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
+from lsp.verify.body import bodies
 from lsp.verify.lengths import short_length
-from lsp.verify.mixing import Mixing, examine
+from lsp.verify.mixing import Mixing, examine, merged
 
 
 def certify(
@@ -55,15 +56,18 @@ def certify(
         device.type,
     )
     model.share_rows(exchange)
-    return examine(
-        model,
-        length=length,
-        vocab_size=config.vocab_size,
-        causal=causal,
-        apart=architecture.segments(config) and not across,
-        memory_apart=not across if remembers else None,
-        exchange=exchange,
-        precision=precision,
-        device=device,
-        quick=quick,
+    return merged(
+        examine(
+            body,
+            length=length,
+            vocab_size=config.vocab_size,
+            causal=forward,
+            apart=architecture.segments(config) and not across,
+            memory_apart=not across if remembers else None,
+            exchange=exchange,
+            precision=precision,
+            device=device,
+            quick=quick,
+        )
+        for body, forward in bodies(model, causal)
     )

@@ -8,7 +8,7 @@ nothing: does what must be seen change something.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -108,6 +108,19 @@ class Mixing:
         if self.memory is not None:
             parts.append(f"memory {self.memory}")
         return ", ".join(parts)
+
+
+def merged(parts: Iterable[Mixing]) -> Mixing:
+    """What was found of the parts of a model: all that is wrong, and what the first part claims."""
+    first, *others = parts
+    for part in others:
+        first.leaks += part.leaks
+        first.unseen += part.unseen
+        first.unclear = first.unclear or part.unclear
+        for what, pairs in part.reaches.items():
+            known = first.reaches.setdefault(what, {})
+            known |= {pair: seen or known.get(pair, False) for pair, seen in pairs.items()}
+    return first
 
 
 def examine(

@@ -18,6 +18,7 @@ from torch import nn
 from lsp.core.batch import IGNORE_INDEX, Batch
 from lsp.models.interface import LanguageModel
 from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
+from lsp.verify.places import Place, find_place, vectors_of
 
 T = TypeVar("T")
 
@@ -54,7 +55,6 @@ class Probe:
         generator = torch.Generator().manual_seed(SEED)
         shift_BL = torch.randint(1, vocab_size, rows.input_ids.shape, generator=generator)
         self._others_BL = (rows.input_ids + shift_BL.to(self.device)) % vocab_size
-        self._embedding: nn.Module | None = None
 
     @cached_property
     def base(self) -> torch.Tensor:
@@ -122,15 +122,22 @@ class Probe:
         """
         labels_BL = self.rows.input_ids.where(of_BL, IGNORE_INDEX)
         here = self._here(replace(self.rows, labels=labels_BL))
-        embedding = self._find_embedding()
-        probes: list[torch.Tensor] = []
+        place, calls, probes = self._place, 0, list[torch.Tensor]()
 
-        def add_probe(_: nn.Module, args: Any, embedded_BlD: torch.Tensor) -> torch.Tensor:
-            if not probes:
-                probes.append(torch.zeros_like(embedded_BlD).requires_grad_())
-            return embedded_BlD + probes[0]
+        def add_probe(_: nn.Module, args: Any, output: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls != place.call + 1:
+                return output
+            embedded = vectors_of(output)
+            assert embedded is not None
+            # A row for each token, and one for what is none of them.
+            shape = (self.rows_here.numel() + 1, embedded.shape[-1])
+            probes.append(torch.zeros(shape, dtype=embedded.dtype, device=embedded.device))
+            probed = embedded + probes[0].requires_grad_()[place.slots]
+            return (probed, *output[1:]) if isinstance(output, tuple) else probed
 
-        hook = embedding.register_forward_hook(add_probe)
+        hook = place.module.register_forward_hook(add_probe)
         try:
             loss_sum, _ = self._passed(lambda: self.model(**here.tensors()))
             # As in training, so that whatever waits for a gradient gets it.
@@ -139,8 +146,9 @@ class Probe:
             hook.remove()
             self.model.zero_grad(set_to_none=True)
         (probe,) = probes
-        size_BlD = torch.zeros_like(probe) if probe.grad is None else probe.grad.abs()
-        return self.exchange.whole(size_BlD.amax(-1).float().nan_to_num(torch.inf).contiguous())
+        size_TD = torch.zeros_like(probe) if probe.grad is None else probe.grad.abs()
+        size_Bl = size_TD[:-1].amax(-1).float().nan_to_num(torch.inf).view_as(self.rows_here)
+        return self.exchange.whole(size_Bl.contiguous())
 
     def _exchanged(self, where_BL: torch.Tensor | None) -> Batch:
         if where_BL is None:
@@ -166,36 +174,21 @@ class Probe:
         dtype = self.dtype or torch.bfloat16
         return torch.autocast(self.device.type, dtype, enabled=self.dtype is not None)
 
-    def _find_embedding(self) -> nn.Module:
-        """The first module that makes vectors of the token ids."""
-        if self._embedding is not None:
-            return self._embedding
-        here, found = self._here(self.rows), list[nn.Module]()
+    @property
+    def rows_here(self) -> torch.Tensor:
+        """(B, L / degree) tokens of this share."""
+        return self._here(self.rows).input_ids
 
-        def note(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            given = [*args, *kwargs.values()][:1]
-            if not found and _is(given, here.input_ids) and _embeds(output, here.input_ids):
-                found.append(module)
+    @cached_property
+    def _place(self) -> Place:
+        """Where the tokens are made vectors of."""
+        here = self._here(self.rows)
 
-        hooks = [m.register_forward_hook(note, with_kwargs=True) for m in self.model.modules()]
-        try:
-            self.scores()  # not `base`, which may be there already
-        finally:
-            for hook in hooks:
-                hook.remove()
-        assert found, f"no module of {type(self.model).__name__} embeds the tokens"
-        self._embedding = found[0]
-        return self._embedding
+        def read(ids_Bl: torch.Tensor) -> None:
+            with torch.no_grad():
+                self._passed(lambda: self.model.logits(ids_Bl, here.segment_ids, here.position_ids))
 
-
-def _is(given: list[Any], ids_BL: torch.Tensor) -> bool:
-    return bool(given) and isinstance(given[0], torch.Tensor) and torch.equal(given[0], ids_BL)
-
-
-def _embeds(output: Any, ids_BL: torch.Tensor) -> bool:
-    if not isinstance(output, torch.Tensor) or not output.is_floating_point():
-        return False
-    return output.dim() == 3 and output.shape[:2] == ids_BL.shape
+        return find_place(self.model, here.input_ids, read)
 
 
 @contextmanager

@@ -132,6 +132,11 @@ class HubModel(LanguageModel):
             hidden: torch.Tensor = self.body_output(input_ids, segment_ids, position_ids)[0]
             return hidden
 
+    def decoder_states(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Hidden states that the head reads, of the `decoder_input_ids` of a batch: (B, T, D)."""
+        with self.randomness():
+            return decoding.hidden_states(self, batch)
+
     def lm_head(self, hidden_BKD: torch.Tensor) -> torch.Tensor:
         """Scores of positions: (B, K, V)."""
         return self.head.scores(hidden_BKD)
@@ -145,9 +150,8 @@ class HubModel(LanguageModel):
     ) -> torch.Tensor:
         """Scores of every position: (B, L, V), or (B, T, V) of a decoder's inputs in `extra`."""
         if decoding.decodes(self):
-            with self.randomness():
-                batch = self._batch(input_ids, segment_ids, position_ids, **extra)
-                return self.lm_head(decoding.hidden_states(self, batch))
+            batch = self._batch(input_ids, segment_ids, position_ids, **extra)
+            return self.lm_head(self.decoder_states(batch))
         return self.lm_head(self.hidden_states(input_ids, segment_ids, position_ids))
 
     @torch.no_grad()
