@@ -59,7 +59,7 @@ def find_place(
         if call in high and high[call].shape == slots.shape
     ]
     # Padding may be left out.
-    place = max(places, key=lambda place: len(place.slots.unique()), default=None)
+    place = max(places, key=lambda p: int(torch.isin(numbers_BL, p.slots).sum()), default=None)
     assert place is not None, f"no module of {type(model).__name__} embeds the tokens"
     assert (place.slots != number).any(), f"no module of {type(model).__name__} embeds the tokens"
     return place
