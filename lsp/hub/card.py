@@ -71,7 +71,7 @@ def model_card(
         _usage(form, config, has_tokenizer=comparison.texts > 0),
         "## Training\n\n" + _training(evidence),
         "## Data\n\n" + _data(evidence),
-        "## Verification\n\n" + _verification(comparison),
+        "## Verification\n\n" + _verification(comparison, form),
         "## Configuration\n\n"
         "The run's resolved configuration; `lsp train` with these values repeats it.\n\n"
         f"```yaml\n{yaml.safe_dump(dict(evidence.config), sort_keys=False)}```\n",
@@ -100,7 +100,8 @@ def _usage(form: PublishedForm, config: Any, *, has_tokenizer: bool) -> str:
     elif form.remark(config):
         code = f"\n{form.remark(config)}"
     opened = f"{folder}, trust_remote_code=True" if form.auto_map else folder
-    model = f"{form.auto_class}.from_pretrained({opened})"
+    options = "".join(f", {key}={value!r}" for key, value in form.opening.items())
+    model = f"{form.auto_class}.from_pretrained({opened}{options})"
     if not has_tokenizer:
         return (
             "## Use\n\nThis model has no tokenizer.\n\n```python\n"
@@ -156,7 +157,7 @@ def _nested(title: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
     return _table(header, body)
 
 
-def _verification(comparison: Comparison) -> str:
+def _verification(comparison: Comparison, form: PublishedForm) -> str:
     text = (
         "Before this folder got its name, a fresh process opened it with plain `transformers` "
         f"{comparison.versions['transformers']} (torch {comparison.versions['torch']}) and "
@@ -174,11 +175,15 @@ def _verification(comparison: Comparison) -> str:
         for case in comparison.cases
     ]
     header = ("logits", "length", "positions", "arithmetic", "largest difference", "largest logit")
-    text += _table(header, rows)
-    text += (
-        f"\nA difference above {TOLERANCE} of the largest logit (or of 1) would have refused the "
-        f"export. All {comparison.weights} tensors are bit-equal to the trained ones"
-    )
+    if rows:
+        text += _table(header, rows)
+        text += (
+            f"\nA difference above {TOLERANCE} of the largest logit (or of 1) would have refused "
+            "the export."
+        )
+    else:
+        text += f"Logits were not compared: {form.incomparable}."
+    text += f" All {comparison.weights} tensors are bit-equal to the trained ones"
     if comparison.texts:
         text += f"; {comparison.texts} texts were encoded and decoded alike"
     if comparison.generated:

@@ -132,13 +132,14 @@ def compare(
     Raises:
         ExportMismatchError: Something differs, or the folder cannot be opened.
     """
-    generated = GENERATED_TOKENS if form.generates and cases[0].length > GENERATED_TOKENS else 0
+    shortest = min((case.length for case in cases), default=0)
+    generated = GENERATED_TOKENS if form.generates and shortest > GENERATED_TOKENS else 0
     tokens = None if tokenizer_path is None else _expected_tokens(tokenizer_path)
     expected, largest = _expected_logits(reference, form, cases)
     if generated:
-        expected["prompt"] = _random_ids(reference, min(8, cases[0].length - generated))
+        expected["prompt"] = _random_ids(reference, min(8, shortest - generated))
     with TemporaryDirectory(prefix="lsp-export-") as scratch:
-        save_file(expected, Path(scratch) / "expected.safetensors")
+        save_file(expected or {"none": torch.zeros(1)}, Path(scratch) / "expected.safetensors")
         report = _reload(
             Path(scratch),
             {
@@ -146,7 +147,7 @@ def compare(
                 "auto_class": form.auto_class,
                 "model_class": form.model_class,
                 "config": dict(config),
-                "trust_remote_code": bool(form.auto_map),
+                "opening": {"trust_remote_code": bool(form.auto_map), **form.opening},
                 "weights": {name: fingerprint(w.float()) for name, w in published.items()},
                 "tokenizer": tokens,
                 "hash_seed": hash_seed,

@@ -156,6 +156,8 @@ def check_out(out: Path, *, overwrite: bool) -> None:
 
 def comparison_cases(form: PublishedForm, config: Any, length: int) -> list[Case]:
     """A short row that every kind of attention sees whole, and a row of the training length."""
+    if form.incomparable:
+        return []
     short = form.short_length(config, length)
     return [Case("short", short, "float32"), Case("whole length", length, "float64")]
 

@@ -43,6 +43,9 @@ class PublishedForm:
         some_logits: (model, (1, L) input ids, (K,) positions) to (1, K, V) scores.
         tied: Given a config of ours, names of weights that a file need not hold, as they are tied.
         remark: Given a config of ours, what else the model card says about opening the folder.
+        opening: What the auto class has to be given to open the folder, beside its name.
+        incomparable: Why plain `transformers` cannot compute what the model does where it is
+            compared; empty where it can.
         stored: (published weights, our config) to what the files hold, where the published class
             renames or rearranges weights as it opens them.
         inputs: (our config, (1, L) input ids) to all that the class is called with.
@@ -71,6 +74,8 @@ class PublishedForm:
     tied: Callable[[Any], Iterable[str]] = lambda _: ()
     remark: Callable[[Any], str] = lambda _: ""
     auto_map: Mapping[str, str] = field(default_factory=dict)
+    opening: Mapping[str, Any] = field(default_factory=dict)
+    incomparable: str = ""
     stored: Callable[[dict[str, torch.Tensor], Any], dict[str, torch.Tensor]] = lambda weights, _: (
         weights
     )

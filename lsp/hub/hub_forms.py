@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from lsp.core.errors import UserError
-from lsp.core.objectives import DECODER, MASKED, NEXT_TOKEN
+from lsp.core.objectives import DECODER, NEXT_TOKEN
 from lsp.hub.form import SHORT, PublishedForm
 from lsp.models.hub import keys
 from lsp.models.hub.adapter import HubModel
@@ -31,8 +32,15 @@ AUTO_CLASSES = (
 TOKEN_SCORES = ("logits", "prediction_logits")
 OUTPUTS = {"ElectraForPreTraining": "logits", "SplinterForPreTraining": "start_logits"}
 """What published classes call what they answer for each position, where the name is not usual."""
-NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path", "id2label", "label2id")
-"""Keys that say by what a config was written, and what classes a classifier would have."""
+NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path")
+"""Keys that say where and by what a config was written."""
+LABELS = 1
+"""Of a class that tells tokens apart; where there are others, they mean nothing here."""
+INCOMPARABLE = {
+    "mra": "attention of the published class is a CUDA kernel, and zeros where that is missing, as "
+    "on the CPU that compares"
+}
+"""What plain `transformers` cannot compute there."""
 ASK_FOR_MASK = frozenset({"visual_bert"})
 """Those that cannot be called without an attention mask."""
 
@@ -66,6 +74,8 @@ def form_of(config: HubConfig) -> PublishedForm:
         short_length=_short_length,
         special_ids=_special_ids,
         remark=_remark,
+        opening={} if has_head(config) else {"add_pooling_layer": False},
+        incomparable=INCOMPARABLE.get(type_of(config), ""),
     )
 
 
@@ -96,26 +106,31 @@ def auto_class_of(config: HubConfig) -> str:
 
 def skeleton_of(config: HubConfig) -> Any:
     """The published model without its weights: names, shapes, and what is tied."""
+    published = keys.make_config(type_of(config), config.settled)
+    if config.objective == "replaced_token":
+        published.num_labels = LABELS
     with torch.device("meta"):
-        return class_of(config)(_made(config))
-
-
-def _made(config: HubConfig) -> Any:
-    return keys.make_config(type_of(config), config.settled)
+        return class_of(config)(published)
 
 
 def _published_config(config: HubConfig, form: PublishedForm) -> dict[str, Any]:
-    made = _made(config)
+    made = skeleton_of(config).config  # some complete it as they are made
     made.architectures = [form.model_class]
     made.dtype = "float32"
-    values: dict[str, Any] = made.to_dict()
+    values: dict[str, Any] = json.loads(json.dumps(made.to_dict()))
+    for part in values.values():
+        if isinstance(part, dict) and "dtype" in part:  # of the parts of the model
+            part["dtype"] = values["dtype"]
+    if len(values["id2label"]) != LABELS:
+        del values["id2label"], values["label2id"]
     return {key: value for key, value in values.items() if key not in NOT_OF_THE_MODEL}
 
 
 def _to_published(
     weights: Mapping[str, torch.Tensor], config: HubConfig
 ) -> dict[str, torch.Tensor]:
-    prefix = _prefix(config)
+    # The body alone has names of its own, without that of the body.
+    prefix = PREFIX if has_head(config) else f"{PREFIX}{class_of(config).base_model_prefix}."
     return {
         name.removeprefix(prefix): weight.detach()
         for name, weight in weights.items()
@@ -178,16 +193,21 @@ def _inputs(config: HubConfig, ids_BL: torch.Tensor) -> dict[str, torch.Tensor]:
 def _some_logits(
     model: LanguageModel, ids_BL: torch.Tensor, positions_K: torch.Tensor
 ) -> torch.Tensor:
-    """Ours where a position's scores are ours to compute, otherwise the published class's."""
+    """Computed as in training and evaluation, but of one document."""
     assert isinstance(model, HubModel)
-    config = model.config
-    if config.objective in (*NEXT_TOKEN, *MASKED) and _output(config) in TOKEN_SCORES:
+    given = _inputs(model.config, ids_BL)
+    if model.config.objective == "recurring_span":
+        hidden_BLD = model.hidden_states(ids_BL)
+        scores, _ = model.model.splinter_qass(hidden_BLD, given["question_positions"])
+    elif not has_head(model.config):
+        scores = model.hidden_states(ids_BL)
+    elif model.config.row.kind == "encoder_decoder":
+        decoder = {"decoder_input_ids": given["decoder_input_ids"]}
+        scores = model.logits(ids_BL, **decoder)
+    else:
         return model.lm_head(model.hidden_states(ids_BL)[:, positions_K])
-    if not has_head(config):
-        return model.hidden_states(ids_BL)[:, positions_K]
-    answer = model.model(**_inputs(config, ids_BL), return_dict=True)
-    scores: torch.Tensor = answer[_output(config)][:, positions_K]
-    return scores
+    some: torch.Tensor = scores[:, positions_K]
+    return some
 
 
 def _output(config: HubConfig) -> str:

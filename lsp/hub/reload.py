@@ -27,7 +27,7 @@ def main(task_file: str, report_file: str) -> None:
     torch.set_num_threads(task["threads"])
     auto_class = getattr(transformers, task["auto_class"])
     model, info = auto_class.from_pretrained(
-        task["folder"], output_loading_info=True, trust_remote_code=task["trust_remote_code"]
+        task["folder"], output_loading_info=True, **task["opening"]
     )
     model.eval()
     complaints = class_complaints(model, task) + loading_complaints(info)
@@ -98,7 +98,7 @@ def token_complaints(config: Any, task: dict[str, Any]) -> list[str]:
     """Whether text becomes the same tokens and tokens the same text."""
     expected, vocab_size = task["tokenizer"], config.vocab_size
     tokenizer = transformers.AutoTokenizer.from_pretrained(
-        task["folder"], trust_remote_code=task["trust_remote_code"]
+        task["folder"], trust_remote_code=task["opening"]["trust_remote_code"]
     )
     size = len(tokenizer)
     complaints = []

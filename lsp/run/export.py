@@ -11,6 +11,7 @@ from data_pipelines.manifest import read_manifest
 from lsp.core.exit_codes import DONE
 from lsp.hub.card import Evidence
 from lsp.hub.export import check_out, export_model
+from lsp.hub.published import form_of
 from lsp.hub.weights import parse_size
 from lsp.models import registry
 from lsp.run.compose import to_plain
@@ -53,10 +54,15 @@ def run_export(config: ExportConfig) -> int:
             f"  logits at length {case.length:,} ({case.dtype}): largest difference "
             f"{case.difference:.1e}, largest logit {case.largest:.3g}"
         )
+    form = form_of(loaded.model.config)
+    if form.incomparable:
+        print(f"  logits were not compared: {form.incomparable}")
     print(
         f"  {comparison.weights} tensors bit-equal, {comparison.texts} texts tokenized alike, "
         f"transformers {comparison.versions['transformers']}"
     )
+    if remark := form.remark(loaded.model.config):
+        print(f"  {remark.strip()}")
     print(f"exported {out}")
     return DONE
 

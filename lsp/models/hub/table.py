@@ -39,6 +39,8 @@ class HubRow:
         layers: Paths within the body of its layers, where transformers cannot recompute them.
         extra_ids: Ids that it needs beyond the vocabulary.
         ignored: Keys that are read from files and change nothing.
+        feed_forward: Name, in its owner, of the modules or of the method that go through positions
+            one by one; empty where there is none of its own.
         settings: Keys that have to have these values here.
         causal_settings: Keys that have to have these values to predict the next token.
         start: Special token that texts of its decoder have to begin with, where not any will do.
@@ -62,6 +64,7 @@ class HubRow:
     layers: tuple[str, ...] = ()
     extra_ids: int = 0
     ignored: tuple[str, ...] = ()
+    feed_forward: str = ""
     settings: Mapping[str, object] = field(default_factory=dict)
     causal_settings: Mapping[str, object] = field(default_factory=dict)
     start: str = ""
@@ -320,7 +323,12 @@ _ROWS = (
     ),
     _encoder("luke", "LukeForMaskedLM", **PAD, segments=MASK, note="text alone, without entities"),
     _encoder_decoder(
-        "m2m_100", "M2M100ForConditionalGeneration", "translation", table=False, segments=INTERFACE
+        "m2m_100",
+        "M2M100ForConditionalGeneration",
+        "translation",
+        table=False,
+        segments=INTERFACE,
+        start="eos",  # its positions are counted from the first token that is no padding
     ),
     _decoder("mamba", "MambaForCausalLM", positions="", segments=ONE_BY_ONE, cost="L"),
     _encoder_decoder("marian", "MarianMTModel", "translation", segments=INTERFACE),
@@ -389,7 +397,7 @@ _ROWS = (
         table=False,
         segments=INTERFACE,
         settings={"expert_capacity": 2**30, "moe_eval_capacity_token_fraction": -1.0},
-        start="eos",  # its positions are counted from the first token that is no padding
+        start="eos",  # as M2M's
         note="with its router's loss",
     ),
     _encoder(
