@@ -47,7 +47,9 @@ class PositionMeter:
         if self.unknown_id is not None:
             self.unknown += int((tensors["labels"] == self.unknown_id).sum())
         if len(losses_T):
-            self._add(tensors["position_ids"][predicted_BL], losses_T, hits_T)
+            # Where there is a decoder, it is what predicts.
+            own = tensors.get("decoder_position_ids", tensors["position_ids"])
+            self._add(own[predicted_BL], losses_T, hits_T)
         return losses_T.double().sum(), predicted_BL.sum()
 
     def _add(self, positions_T: torch.Tensor, losses_T: torch.Tensor, hits_T: torch.Tensor) -> None:

@@ -138,6 +138,9 @@ def generate_ids(
     remembers `mem_len` tokens: beyond them a pass over the whole text sees more, unless
     `same_length`.
 
+    A model that `config.answers` reads the prompt with an encoder, and its decoder writes another
+    text; it always remembers what the encoder has read.
+
     Args:
         model: A causal model in evaluation mode, a `Generator`.
         prompt_ids: Tokens to continue, at least one.
@@ -162,7 +165,11 @@ def generate_ids(
     """
     sampling = Sampling(temperature, top_k, top_p, greedy, seed)
     config, length = model.config, len(prompt_ids)
-    require(config.is_decoder, "this model is trained to fill in masked tokens, not to continue")
+    answers = getattr(config, "answers", False)
+    require(
+        config.is_decoder or answers,
+        "this model is trained to fill in masked tokens, not to continue",
+    )
     require(length > 0, "the prompt is empty: give at least one token to continue")
     require(
         length < config.max_positions,
@@ -174,8 +181,8 @@ def generate_ids(
         f"the prompt has token {max(prompt_ids)}, and the model knows {config.vocab_size}: the "
         "tokenizer is not that of the model",
     )
-    count = min(max_new_tokens, config.max_positions - length)
-    reader = model if cache else Rereading(model)
+    count = min(max_new_tokens, config.max_positions - (1 if answers else length))
+    reader = model if cache or answers else Rereading(model)
     return _generate(reader, list(prompt_ids), count, sampling, sample, eos_id)
 
 

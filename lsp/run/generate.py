@@ -47,24 +47,28 @@ def run_generate(config: GenerateConfig) -> int:
         )
         for sample in range(config.num_samples)
     ]
-    room = model.config.max_positions - len(prompt_ids)
+    # What answers a prompt is a text of its own, behind a token that begins it.
+    answers = getattr(model.config, "answers", False)
+    before, printed = ([], "") if answers else (prompt_ids, prompt)
+    room = model.config.max_positions - (len(before) or 1)
     if config.max_new_tokens > room:
         _note(f"max_new_tokens={config.max_new_tokens}: the model has positions for {room} more")
 
     def decode(ids: list[int]) -> str:
-        text: str = tokenizer.decode(ids, skip_special_tokens=True)
+        # Those of an answer, such as sentinels, say what belongs where.
+        text: str = tokenizer.decode(ids, skip_special_tokens=not answers)
         return text
 
     for number, new_ids in enumerate(samples, start=1):
         if config.num_samples > 1:
             print(f"--- {number} of {config.num_samples} ---")
         if sys.stdout.isatty():
-            print(prompt, end="", flush=True)
-            for piece in text_pieces(prompt_ids, new_ids, decode):
+            print(printed, end="", flush=True)
+            for piece in text_pieces(before, new_ids, decode):
                 print(piece, end="", flush=True)
             print()
         else:
-            print(prompt + "".join(text_pieces(prompt_ids, new_ids, decode)), flush=True)
+            print(printed + "".join(text_pieces(before, new_ids, decode)), flush=True)
     return DONE
 
 

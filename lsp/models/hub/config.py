@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lsp.core.errors import UserError, require, unknown_choice
-from lsp.core.objectives import NEXT_TOKEN
+from lsp.core.objectives import DECODER, NEXT_TOKEN
 from lsp.models.hub import keys, lengths, published
 from lsp.models.hub.table import ROWS, HubRow, row_of
 from lsp.models.shares import check_degree
@@ -144,6 +144,11 @@ class HubConfig:
     def is_decoder(self) -> bool:
         """Whether a position predicts the next token."""
         return self.objective in NEXT_TOKEN
+
+    @property
+    def answers(self) -> bool:
+        """Whether a decoder writes what it makes of a text that an encoder reads."""
+        return self.objective in DECODER
 
     @property
     def causal(self) -> bool:

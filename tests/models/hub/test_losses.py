@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from lsp.core.batch import IGNORE_INDEX, positions_from_segments
 from lsp.core.errors import UserError
 from lsp.core.objectives import DECODER, NEXT_TOKEN, PAIRS
+from lsp.evaluation.position import PositionMeter
 from lsp.models.hub.example import example
 from lsp.models.hub.table import ROWS
+from lsp.models.sampling import generate_ids
 from tests.models.hub.made import (
     Batch,
     assert_same_gradients,
@@ -289,6 +291,18 @@ def test_a_decoder_writes_what_the_published_one_does(model_type: str) -> None:
     scores = theirs(input_ids=prompt_BL, decoder_input_ids=ids_BT[:, :-1], use_cache=False).logits
     torch.testing.assert_close(scores_BTV, scores, rtol=1e-4, atol=1e-5)
     assert scores.argmax(-1)[0].tolist() == written
+    prompt_ids = prompt_BL[0].tolist()
+    for cache in (True, False):
+        options: dict[str, Any] = {"max_new_tokens": 6, "greedy": True, "cache": cache}
+        assert list(generate_ids(hub, prompt_ids, **options)) == written
+
+
+def test_positions_of_an_answer_are_the_decoders() -> None:
+    hub, batch = make("t5", "span_corruption"), decoder_batch()
+    meter = PositionMeter(hub)
+    loss_sum, count = meter(batch)
+    torch.testing.assert_close(loss_sum.float(), hub(**batch)[0].detach())
+    assert count == sum(bucket.sums.count for bucket in meter.buckets) == 24
 
 
 def test_published_objectives_come_first() -> None:
