@@ -33,7 +33,8 @@ from lsp.models.mega_layers import (
     RotaryBias,
     SimpleBias,
 )
-from lsp.models.memory import MemoryConfig
+from lsp.models.mega_memory import Pass
+from lsp.models.memory import MemoryConfig, as_if
 
 
 class MegaEmbeddings(nn.Module):
@@ -255,6 +256,29 @@ class Mega(LanguageModel):
             if layer.nffn is not None:
                 plan[f"feed_forward {number}"] = len(layer.nffn.tiles(stream_BLD))
         return plan
+
+    def activation_bytes(
+        self, rows: int, length: int, *, half: bool = False, memory: MemoryConfig | None = None
+    ) -> dict[str, int]:
+        with as_if(self.memory, memory and memory.settled(RESIDUALS)):
+            return self._pass(rows, length, half).activation_bytes()
+
+    def _pass(self, rows: int, length: int, half: bool) -> Pass:
+        stream_BLD, layer = self._like_stream(rows, length), self.mega.parts()[0]
+        feed_forward = 1 if layer.nffn is None else len(layer.nffn.tiles(stream_BLD))
+        return Pass(
+            config=self.config,
+            memory=dataclasses.replace(self.memory),
+            rows=rows,
+            length=length,
+            degree=1,
+            attention_tiles=len(layer.mega_layer.tiles(stream_BLD)),
+            feed_forward_tiles=feed_forward,
+            head_tiles=self._head_tiles(stream_BLD),
+            device=stream_BLD.device,
+            stream=stream_BLD.element_size(),
+            product=2 if half else stream_BLD.element_size(),
+        )
 
     def flops_per_token(self, sequence_length: int) -> float:
         """See `LanguageModel`; attention counts the keys of a chunk, averages their recurrence."""

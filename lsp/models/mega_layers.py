@@ -280,10 +280,11 @@ class GatedAttention(StagedBlock, _Seeded):
         config = self.config
         y_BKD = self.drop(y_BKD, config.dropout_prob, memo, 1, tile)
         width, size = config.hidden_size, config.shared_representation_size
-        update_BKD, both_BKX, proposal_BKD = self.mx_proj(y_BKD).split(
-            [width, size + config.intermediate_size, width], dim=-1
+        update_BKD, shared_BKZ, gate_BKU, proposal_BKD = self.mx_proj(y_BKD).split(
+            [width, size, config.intermediate_size, width], dim=-1
         )
-        shared_BKZ, gate_BKU = F.silu(both_BKX).split([size, config.intermediate_size], dim=-1)
+        # Apart from each other: the one is kept for the backward pass, the other need not be.
+        shared_BKZ, gate_BKU = F.silu(shared_BKZ), F.silu(gate_BKU)
         q_BKZ, k_BKZ = (
             shared_BKZ * w + b for w, b in zip(self.qk_weight, self.qk_bias, strict=True)
         )
