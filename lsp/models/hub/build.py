@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lsp.core.errors import UserError
-from lsp.models.hub import keys, masks
+from lsp.models.hub import feed_forward, keys, masks
 from lsp.models.hub.adapter import HubModel
 from lsp.models.hub.config import HubConfig, residuals
 from lsp.models.hub.losses import experts, parts_of
@@ -44,6 +44,7 @@ def build(config: HubConfig, memory: MemoryConfig | None = None) -> HubModel:
     def prepare(model: Any) -> None:
         masks.prepare(row, model, config)
         experts.prepare(model)
+        feed_forward.tile(row, model, memory)
         if memory.residual == "recomputed":
             recompute(layers_of(row, model))
 

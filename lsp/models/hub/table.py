@@ -97,6 +97,7 @@ def _decoder(model_type: str, head: str, **facts: object) -> HubRow:
         "heads": heads,
         "kind": "decoder",
         "causal": "always",
+        "feed_forward": "mlp",
     }
     values |= {"shares": facts.get("segments") == INTERFACE}
     return HubRow(**(values | facts))  # type: ignore[arg-type]
@@ -120,6 +121,7 @@ def _encoder(
     heads = {first: heads[first]} | heads
     values: dict[str, object] = {"model_type": model_type, "heads": heads, "kind": "encoder"}
     values |= {"causal": "is_decoder"} if decoder else {}
+    values |= {"feed_forward": "feed_forward_chunk"}
     values |= {"shares": facts.get("segments") == INTERFACE}
     return HubRow(**(values | facts))  # type: ignore[arg-type]
 
@@ -149,6 +151,7 @@ _ROWS = (
         first=SENTENCE_ORDER,
         segments=INTERFACE,
         layers=("encoder.albert_layer_groups",),
+        feed_forward="ff_chunk",
     ),
     _encoder_decoder("bart", "BartForConditionalGeneration", "denoising", segments=INTERFACE),
     _encoder(
@@ -159,7 +162,13 @@ _ROWS = (
         first=NEXT_SENTENCE,
         segments=INTERFACE,
     ),
-    _decoder("bert-generation", "BertGenerationDecoder", causal="is_decoder", segments=INTERFACE),
+    _decoder(
+        "bert-generation",
+        "BertGenerationDecoder",
+        causal="is_decoder",
+        segments=INTERFACE,
+        feed_forward="feed_forward_chunk",
+    ),
     _encoder(
         "big_bird",
         "BigBirdForMaskedLM",
@@ -178,7 +187,13 @@ _ROWS = (
         cost="L·block_size",
         note="rows longer than (5 + 2·num_random_blocks)·block_size",
     ),
-    _decoder("biogpt", "BioGptForCausalLM", segments=INTERFACE, ignored=("layer_norm_eps",)),
+    _decoder(
+        "biogpt",
+        "BioGptForCausalLM",
+        segments=INTERFACE,
+        ignored=("layer_norm_eps",),
+        feed_forward="",
+    ),
     _encoder_decoder(
         "blenderbot", "BlenderbotForConditionalGeneration", "translation", segments=INTERFACE
     ),
@@ -195,7 +210,14 @@ _ROWS = (
     _decoder("code_llama", "LlamaForCausalLM", config="llama", **ROTARY, segments=INTERFACE),
     _decoder("codegen", "CodeGenForCausalLM", positions="n_positions", segments=MASK),
     _decoder("cohere", "CohereForCausalLM", **ROTARY, segments=INTERFACE),
-    _decoder("ctrl", "CTRLLMHeadModel", positions="n_positions", segments=INTERFACE, layers=("h",)),
+    _decoder(
+        "ctrl",
+        "CTRLLMHeadModel",
+        positions="n_positions",
+        segments=INTERFACE,
+        layers=("h",),
+        feed_forward="ffn",
+    ),
     _encoder(
         "data2vec-text",
         "Data2VecTextForMaskedLM",
@@ -203,7 +225,13 @@ _ROWS = (
         **PAD,
         segments=INTERFACE,
     ),
-    _encoder("deberta", "DebertaForMaskedLM", segments=MASK, settings={"legacy": True}),
+    _encoder(
+        "deberta",
+        "DebertaForMaskedLM",
+        segments=MASK,
+        settings={"legacy": True},
+        feed_forward="",
+    ),
     HubRow(
         model_type="deberta-v2",
         heads={
@@ -214,7 +242,12 @@ _ROWS = (
         segments=MASK,
         settings={"legacy": True},
     ),
-    _encoder("distilbert", "DistilBertForMaskedLM", segments=INTERFACE),
+    _encoder(
+        "distilbert",
+        "DistilBertForMaskedLM",
+        segments=INTERFACE,
+        feed_forward="ffn",
+    ),
     HubRow(
         model_type="electra",
         heads={
@@ -227,6 +260,7 @@ _ROWS = (
         causal="is_decoder",
         segments=INTERFACE,
         shares=True,
+        feed_forward="feed_forward_chunk",
     ),
     _encoder(
         "ernie",
@@ -248,6 +282,7 @@ _ROWS = (
         causal="causal",
         segments=MASK,
         layers=("attentions", "ffns"),
+        feed_forward="ffns",
     ),
     _encoder(
         "fnet",
@@ -259,7 +294,13 @@ _ROWS = (
         note="mixes by Fourier transforms, without attention",
     ),
     _decoder("gemma", "GemmaForCausalLM", **ROTARY, segments=INTERFACE),
-    _decoder("git", "GitForCausalLM", segments=MASK, note="text alone, without images"),
+    _decoder(
+        "git",
+        "GitForCausalLM",
+        segments=MASK,
+        note="text alone, without images",
+        feed_forward="feed_forward_chunk",
+    ),
     _decoder("gpt-sw3", "GPT2LMHeadModel", positions="n_positions", segments=INTERFACE),
     _decoder("gpt2", "GPT2LMHeadModel", positions="n_positions", segments=INTERFACE),
     _decoder("gpt_bigcode", "GPTBigCodeForCausalLM", positions="n_positions", segments=INTERFACE),
@@ -278,6 +319,7 @@ _ROWS = (
         **PAD,
         segments=MASK,
         layers=("encoder.layer",),
+        feed_forward="",
     ),
     _decoder(
         "imagegpt",
@@ -311,6 +353,7 @@ _ROWS = (
         segments=ONE_BY_ONE,
         cost="L·attention_window",
         note="as published; architecture=longformer is ours",
+        feed_forward="ff_chunk",
     ),
     _encoder_decoder(
         "longt5",
@@ -320,6 +363,7 @@ _ROWS = (
         body="decoder",
         segments=ONE_BY_ONE,
         cost="L·local_radius",
+        feed_forward="DenseReluDense",
     ),
     _encoder("luke", "LukeForMaskedLM", **PAD, segments=MASK, note="text alone, without entities"),
     _encoder_decoder(
@@ -330,7 +374,14 @@ _ROWS = (
         segments=INTERFACE,
         start="eos",  # its positions are counted from the first token that is no padding
     ),
-    _decoder("mamba", "MambaForCausalLM", positions="", segments=ONE_BY_ONE, cost="L"),
+    _decoder(
+        "mamba",
+        "MambaForCausalLM",
+        positions="",
+        segments=ONE_BY_ONE,
+        cost="L",
+        feed_forward="",
+    ),
     _encoder_decoder("marian", "MarianMTModel", "translation", segments=INTERFACE),
     _encoder(
         "markuplm",
@@ -357,6 +408,7 @@ _ROWS = (
         segments=INTERFACE,
         shares=False,
         note="with its router's loss",
+        feed_forward="",
     ),
     _encoder(
         "mobilebert",
@@ -365,6 +417,7 @@ _ROWS = (
         first=NEXT_SENTENCE,
         segments=INTERFACE,
         shares=False,
+        feed_forward="",
     ),
     _encoder(
         "mpnet",
@@ -374,6 +427,7 @@ _ROWS = (
         layers=("encoder.layer",),
         settings={"pad_token_id": 1},
         note="token 1 counts as padding where transformers is given no positions",
+        feed_forward="",
     ),
     _decoder(
         "mpt",
@@ -381,6 +435,7 @@ _ROWS = (
         positions="max_seq_len",
         segments=MASK,
         ignored=_MPT_IGNORED,
+        feed_forward="ffn",
     ),
     _encoder(
         "mra",
@@ -416,7 +471,13 @@ _ROWS = (
         segments=MASK,
         layers=("h",),
     ),
-    _decoder("opt", "OPTForCausalLM", body="model.decoder", segments=INTERFACE),
+    _decoder(
+        "opt",
+        "OPTForCausalLM",
+        body="model.decoder",
+        segments=INTERFACE,
+        feed_forward="",
+    ),
     _encoder_decoder(
         "pegasus", "PegasusForConditionalGeneration", "gap_sentences", segments=INTERFACE
     ),
@@ -437,6 +498,7 @@ _ROWS = (
         kind="encoder_decoder",
         first_position="pad",
         spare_positions=1,
+        feed_forward="feed_forward",
     ),
     _decoder("qwen2", "Qwen2ForCausalLM", **ROTARY, segments=INTERFACE),
     _encoder("rembert", "RemBertForMaskedLM", "RemBertForCausalLM", segments=MASK),
@@ -463,12 +525,14 @@ _ROWS = (
         segments=ONE_BY_ONE,
         cost="L",
         settings={"rescale_every": 0},
+        feed_forward="",
     ),
     HubRow(
         model_type="splinter",
         heads={"recurring_span": "SplinterForPreTraining"},
         kind="encoder",
         segments=INTERFACE,
+        feed_forward="feed_forward_chunk",
     ),
     _encoder(
         "squeezebert",
@@ -477,6 +541,7 @@ _ROWS = (
         first=SENTENCE_ORDER,
         segments=MASK,
         layers=("encoder.layers",),
+        feed_forward="",
     ),
     _decoder("stablelm", "StableLmForCausalLM", **ROTARY, segments=INTERFACE),
     _decoder("starcoder2", "Starcoder2ForCausalLM", **ROTARY, segments=INTERFACE),
@@ -496,6 +561,7 @@ _ROWS = (
         positions="",
         body="decoder",
         segments=INTERFACE,
+        feed_forward="DenseReluDense",
     ),
     _encoder(
         "visual_bert",
@@ -504,7 +570,13 @@ _ROWS = (
         segments=MASK,
         note="text alone, without images",
     ),
-    _decoder("xglm", "XGLMForCausalLM", table=False, segments=MASK),
+    _decoder(
+        "xglm",
+        "XGLMForCausalLM",
+        table=False,
+        segments=MASK,
+        feed_forward="",
+    ),
     HubRow(
         model_type="xlm",
         heads={
@@ -516,6 +588,7 @@ _ROWS = (
         causal="causal",
         segments=MASK,
         layers=("attentions", "ffns"),
+        feed_forward="ffns",
     ),
     HubRow(
         model_type="xlm-prophetnet",
@@ -524,6 +597,7 @@ _ROWS = (
         first_position="pad",
         spare_positions=1,
         config="prophetnet",
+        feed_forward="feed_forward",
     ),
     _encoder(
         "xlm-roberta", "XLMRobertaForMaskedLM", "XLMRobertaForCausalLM", **PAD, segments=INTERFACE

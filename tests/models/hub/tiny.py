@@ -155,10 +155,12 @@ def settled(model_type: str, objective: str, **changes: Any) -> HubConfig:
     )
 
 
-def built(model_type: str, objective: str, memory: MemoryConfig | None = None) -> HubModel:
+def built(
+    model_type: str, objective: str, memory: MemoryConfig | None = None, **changes: Any
+) -> HubModel:
     """A tiny model, always with the same weights, ready to be trained."""
     torch.manual_seed(0)
-    model = build(settled(model_type, objective), memory)
+    model = build(settled(model_type, objective, **changes), memory)
     begin(model, True)
     return model
 
