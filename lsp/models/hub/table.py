@@ -453,7 +453,7 @@ _ROWS = (
         segments=INTERFACE,
         settings={"expert_capacity": 2**30, "moe_eval_capacity_token_fraction": -1.0},
         start="eos",  # as M2M's
-        note="with its router's loss",
+        note="with its router's loss; in transformers 5 two of its experts do all the work",
     ),
     _encoder(
         "nystromformer",
@@ -496,6 +496,7 @@ _ROWS = (
         model_type="prophetnet",
         heads=dict.fromkeys(("future_ngram", *DECODED), "ProphetNetForConditionalGeneration"),
         kind="encoder_decoder",
+        note="as published, its relative positions show a little of the decoder's later tokens",
         first_position="pad",
         spare_positions=1,
         feed_forward="feed_forward",
@@ -594,6 +595,7 @@ _ROWS = (
         model_type="xlm-prophetnet",
         heads=dict.fromkeys(("future_ngram", *DECODED), "ProphetNetForConditionalGeneration"),
         kind="encoder_decoder",
+        note="as published, its relative positions show a little of the decoder's later tokens",
         first_position="pad",
         spare_positions=1,
         config="prophetnet",

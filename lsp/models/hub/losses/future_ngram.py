@@ -3,6 +3,10 @@
 ProphetNet's decoder has a main stream, which is only read, and `ngram` predicting streams. As
 published, stream n at position t predicts the token that `labels` have at t, and sees the decoder's
 inputs up to t - n + 1: so the first one is the ordinary next-token prediction.
+
+The published streams take the scores of relative positions from states in another order than they
+are used in: some early positions see a little of later ones, in the first stream too.
+Releases 4.37.2 and 5.23 of transformers both do so; what is exported is what is trained, so it stays.
 """
 
 from __future__ import annotations
