@@ -11,12 +11,13 @@ import torch.distributed as dist
 from lsp.core.batch import IGNORE_INDEX, Batch, positions_from_segments
 from lsp.models.interface import LanguageModel
 from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
+from lsp.models.memory import MemoryConfig
 from lsp.parallel.config import ParallelismConfig
 from lsp.parallel.runtime import runtime
 from lsp.parallel.sequence import make_exchange
 from tests.training.tiny import longformer, nezha, reformer, transformer_xl
 
-LENGTHS = {"reformer": 64, "longformer": 256, "transformer_xl": 64, "nezha": 64}
+LENGTHS = {"reformer": 64, "longformer": 256, "transformer_xl": 64, "nezha": 64, "hub": 64}
 """Long enough that a quarter of a row holds a chunk of every kind of attention."""
 
 
@@ -69,10 +70,37 @@ def model_of(case: Case) -> LanguageModel:
     if case.architecture == "nezha":
         residual = "auto" if case.residual == "reversible" else case.residual
         return nezha(residual, **dict(case.values)).double().train(case.training)
+    if case.architecture == "hub":
+        return published(case).double().train(case.training)
     defaults = {"num_attention_heads": 4, "attention_head_size": 8}
     model = reformer(case.residual, **defaults | dict(case.values)).double()
     model.memory.attention_groups = case.groups
     return model.train(case.training)
+
+
+def published(case: Case) -> LanguageModel:
+    """A tiny model of `transformers`, for the objective that the case is to have."""
+    from lsp.models.hub.build import build
+    from lsp.models.hub.config import HubConfig, resolve
+
+    values = dict(case.values)
+    config = HubConfig(
+        model_type=values.pop("model_type"),
+        attention=values.pop("attention", "auto"),
+        model_init_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+        }
+        | values.pop("init", {}),
+    )
+    objective = values.pop("objective", "causal")
+    special = {"pad": 0, "eos": 1}
+    settled = resolve(
+        config, vocab_size=64, sequence_length=64, objective=objective, special_ids=special
+    )
+    return build(settled, MemoryConfig(residual=case.residual))
 
 
 def rows_of(case: Case) -> Batch:

@@ -63,6 +63,24 @@ TRANSFORMERS_XL = [
     Case("transformer-xl, evaluation", training=False),
 ]
 CASES += [replace(case, architecture="transformer_xl") for case in TRANSFORMERS_XL]
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+GROUPED = (("model_type", "qwen2"), ("init", {"num_key_value_heads": 2}))
+WINDOW = {
+    "num_key_value_heads": 4,
+    "use_sliding_window": True,
+    "sliding_window": 9,
+    "max_window_layers": 1,
+}
+PUBLISHED = [
+    Case("hub, grouped keys", GROUPED),
+    Case("hub, grouped keys, one document", GROUPED, packed=False),
+    Case("hub, windows", (("model_type", "qwen2"), ("init", WINDOW))),
+    Case("hub, under a mask", (*GROUPED, ("attention", "sdpa"))),
+    Case("hub, bert", (("model_type", "bert"), ("objective", "masked"), ("init", NO_DROPOUT))),
+    Case("hub, bert, causal", (("model_type", "bert"), ("init", NO_DROPOUT))),
+    Case("hub, roberta, evaluation", (("model_type", "roberta"),), training=False),
+]
+CASES += [replace(case, architecture="hub", residual="recomputed") for case in PUBLISHED]
 NEZHAS = [
     Case("nezha"),
     Case("nezha, one document", packed=False),
