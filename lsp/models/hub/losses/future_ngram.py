@@ -6,7 +6,8 @@ inputs up to t - n + 1: so the first one is the ordinary next-token prediction.
 
 The published streams take the scores of relative positions from states in another order than they
 are used in: some early positions see a little of later ones, in the first stream too.
-Releases 4.37.2 and 5.23 of transformers both do so; what is exported is what is trained, so it stays.
+Releases 4.37.2 and 5.23 of transformers both do so; as an export computes what was trained, it
+stays.
 """
 
 from __future__ import annotations
