@@ -99,4 +99,6 @@ def _lengths(total: int, mean: float, generator: np.random.Generator) -> np.ndar
     drawn[-1] -= drawn.sum() - total
     empty = np.flatnonzero(drawn == 0)
     most = total - (len(drawn) - len(empty))  # tokens that masks have made room for
-    return generator.permutation(np.delete(drawn, empty[most:]))
+    if len(empty) > most:
+        drawn = np.delete(drawn, empty[most:])
+    return generator.permutation(drawn)

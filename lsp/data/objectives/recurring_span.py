@@ -73,9 +73,10 @@ def _choose(
         left = config.max_questions - len(questions)
         if left == 0:
             break
+        if len(starts) - 1 > left or (starts[1:] - starts[:-1]).min() < size:
+            continue
         covered = starts[:, None] + np.arange(size)
-        apart = len(starts) == 1 or np.diff(starts).min() >= size
-        if len(starts) - 1 > left or not apart or is_taken_L[covered].any():
+        if is_taken_L[covered].any():
             continue
         is_taken_L[covered] = True
         answer = int(generator.integers(len(starts)))
