@@ -25,6 +25,8 @@ from typing import Any
 import matplotlib
 
 from benchmarks._common import RESULTS, save, stamp, table
+from lsp.checkpointing.store import CheckpointStore, read_weights
+from lsp.hub.weights import fingerprint
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -119,6 +121,9 @@ RUNS = {
     ),
 }
 
+ALONE = "electra"
+"""Whose loss is a generator's and 50 times a discriminator's."""
+
 
 def trained(name: str, corpora: list[Path], root: Path, steps: int) -> Path:
     """Trains a run to its end, from wherever it stands; its folder."""
@@ -190,30 +195,31 @@ def row_of(name: str, folder: Path) -> dict[str, Any]:
 
 
 def parameters_of(folder: Path) -> str:
-    """How many, from the newest checkpoint."""
-    from lsp.checkpointing.store import CheckpointStore, read_weights
-
-    newest = CheckpointStore(folder).find("latest")
-    return f"{sum(weight.numel() for weight in read_weights(newest).values()):,}"
+    """How many, from the newest checkpoint; what is tied once."""
+    weights = read_weights(CheckpointStore(folder).find("latest"))
+    sizes = {
+        fingerprint(weight) if weight.dim() > 1 else name: weight.numel()
+        for name, weight in weights.items()
+    }
+    return f"{sum(sizes.values()):,}"
 
 
 def plot(folders: dict[str, Path], path: Path) -> None:
-    """All curves in one picture."""
-    figure, axes = plt.subplots(figsize=(8, 5))
-    for name, folder in folders.items():
-        losses = losses_of(folder)
+    """All curves in one picture; a loss that adds up unlike others has a scale of its own."""
+    figure, (left, right) = plt.subplots(ncols=2, width_ratios=(2, 1), figsize=(10, 5))
+    for number, (name, folder) in enumerate(folders.items()):
+        axes, losses = right if name == ALONE else left, losses_of(folder)
         steps, means = smoothed(losses)
-        (line,) = axes.plot(steps, means, label=f"{name}, {RUNS[name].objective}")
-        axes.plot(steps, [loss for _, loss in losses], color=line.get_color(), alpha=0.2)
-    axes.axhline(math.log(VOCABULARY), color="grey", linestyle=":", label="any token alike")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats for each predicted token)")
-    axes.set_title("Each with the objective of its paper")
-    axes.legend()
-    axes.grid(alpha=0.3, which="both")
+        color = f"C{number}"
+        axes.plot(steps, means, color=color, label=f"{name}, {RUNS[name].objective}")
+        axes.plot(steps, [loss for _, loss in losses], color=color, alpha=0.2)
+    left.axhline(math.log(VOCABULARY), color="grey", linestyle=":", label="all tokens alike")
+    left.set_ylabel("loss (nats for each predicted token)")
+    for axes in (left, right):
+        axes.set_xlabel("step")
+        axes.legend()
+        axes.grid(alpha=0.3)
+    figure.suptitle("Each with the objective of its paper")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
