@@ -200,7 +200,7 @@ def _certify_run(config: RunConfig, place: Runtime) -> dict[str, Any]:
     )
     architecture = registry.get(registry.name_of(config.architecture))
     return {
-        "architecture": architecture.name,
+        "architecture": getattr(config.architecture, "model_type", None) or architecture.name,
         "objective": config.objective.name,
         "memory": config.memory.settled(architecture.residuals(config.architecture)).residual,
         "precision": config.precision.name,
