@@ -9,7 +9,23 @@ from lsp.models import registry
 from lsp.run.compose import load_train_config
 from lsp.run.validate import require_architecture, require_run, validate, validate_data
 
+HUB = "architecture=hub"
 REFUSED = {
+    "documents-not-apart": (
+        [HUB, "architecture.model_type=prophetnet", "objective=future_ngram"],
+        1,
+        ["packing=best_fit", "model_type=prophetnet", "architecture.mix_documents=true"],
+    ),
+    "documents-apart-anyway": (
+        [HUB, "architecture.model_type=llama", "architecture.mix_documents=true"],
+        1,
+        ["mix_documents=true", "model_type=llama can"],
+    ),
+    "attention-not-looked-up": (
+        [HUB, "architecture.model_type=bloom", "architecture.attention=flex_attention"],
+        1,
+        ["attention=flex_attention", "choose one of auto, eager"],
+    ),
     "tokens-not-a-multiple": (
         ["tokens_per_step=9000"],
         1,
@@ -188,6 +204,11 @@ def test_packing_that_the_architecture_cannot_keep_apart(packing, limited):
     else:
         with pytest.raises(UserError, match=f"packing={packing}.*packing=one_per_row"):
             validate_data(config)
+
+
+def test_documents_mix_where_that_is_asked_for():
+    words = [HUB, "architecture.model_type=prophetnet", "objective=future_ngram"]
+    validate_data(load_train_config([*words, "architecture.mix_documents=true"]))
 
 
 @pytest.mark.parametrize("packing", ["best_fit", "concatenate", "one_per_row"])
