@@ -80,6 +80,19 @@ LONGFORMER = [
     "architecture.num_hidden_layers=4",
 ]
 
+TRANSFORMER_XL = [
+    "architecture=transformer_xl",
+    "architecture.d_model=128",
+    "architecture.d_embed=128",
+    "architecture.d_inner=640",
+    "architecture.d_head=32",
+    "architecture.n_layer=4",
+    "architecture.mem_len=384",
+    "sequence_length=128",
+    "tokens_per_step=1024",
+    f"trainer.max_steps={TOKENS // 1024}",
+]
+
 RUNS = {
     "Reformer": [
         "architecture=reformer",
@@ -92,21 +105,27 @@ RUNS = {
         phases(),
     ],
     "Longformer": [*LONGFORMER, phases("sliding")],
-    "Transformer-XL": [
-        "architecture=transformer_xl",
-        "architecture.d_model=128",
-        "architecture.d_embed=128",
-        "architecture.d_inner=640",
-        "architecture.d_head=32",
-        "architecture.n_layer=4",
-        "architecture.mem_len=384",
-        "sequence_length=128",
-        "tokens_per_step=1024",
-        f"trainer.max_steps={TOKENS // 1024}",
-    ],
+    "Transformer-XL": TRANSFORMER_XL,
+    # The control: the same but for its positions, which are added to the tokens (1706.03762).
+    "Transformer-XL, absolute": [*TRANSFORMER_XL, "architecture.attn_type=2"],
     # A window over the whole row is attention to everything before.
     "dense": [*LONGFORMER, phases("dense")],
 }
+
+
+EXPLANATION = """
+Bits per byte of the same held-out text (its first 122,880 bytes; what the longest window needs
+before it is not predicted), each byte predicted from the second half of a window of so many bytes.
+
+Whether context helps follows from how positions are told, not from what attention could reach. The
+Transformer-XL gains from every doubling up to 256 bytes and a little to 512, about as far as its
+memory of 384. The control differs from it in `attn_type` alone: positions that are added to the
+tokens, instead of distances between them; it gains less, stops at 128, the length of its rows, and
+stays 0.4 bits behind. The Reformer, the Longformer and the dense model have a learnt vector for
+each position, and each is learnt from the rows that have it: at this budget they know what is near
+(their curves are flat beyond 64 bytes), in the window of a Longformer as well as with attention to
+everything. On rows of 2,048 from the start a Reformer and a Longformer hardly passed the entropy
+of a byte given the one before it (3.46); so they begin with rows of 128."""
 
 
 def lsp(*words: str) -> None:
@@ -115,7 +134,7 @@ def lsp(*words: str) -> None:
 
 def measured(name: str, corpus: Path, root: Path) -> dict[str, Any]:
     """Trains a run to its end, from wherever it stands, and evaluates it."""
-    folder = root / name.lower()
+    folder = root / name.lower().replace(", ", "-")
     result = folder / "evaluation.json"
     if not result.exists():
         lsp(
@@ -124,8 +143,8 @@ def measured(name: str, corpus: Path, root: Path) -> dict[str, Any]:
             f"data.cache_root={root / 'prepared'}",
             f"checkpoint.root={root}",
         )
-        relative = name == "Transformer-XL"
-        length, longest = (128, LONGEST) if relative else (POSITIONS, POSITIONS)
+        remembers = name.startswith("Transformer-XL")
+        length, longest = (128, LONGEST) if remembers else (POSITIONS, POSITIONS)
         lsp(
             *(
                 "evaluate",
@@ -174,7 +193,7 @@ def main() -> None:
     print(text := table(rows))
     if arguments.save:
         plot(results, RESULTS / "long_context.png")
-        save("long_context", "Bits per byte by context length", text, stamp())
+        save("long_context", "Bits per byte by context length", text + EXPLANATION, stamp())
 
 
 if __name__ == "__main__":
