@@ -114,6 +114,7 @@ RUNS = {
 
 
 EXPLANATION = """
+
 Bits per byte of the same held-out text (its first 122,880 bytes; what the longest window needs
 before it is not predicted), each byte predicted from the second half of a window of so many bytes.
 
