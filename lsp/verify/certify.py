@@ -6,6 +6,7 @@ import torch
 
 from lsp.core.errors import UserError
 from lsp.models import registry
+from lsp.models.hub.config import HubConfig
 from lsp.models.interface import LanguageModel
 from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
 from lsp.verify.body import bodies
@@ -44,6 +45,8 @@ def certify(
     def fits(length: int) -> bool:
         try:
             architecture.check_shares(config, length, exchange.degree)
+            if isinstance(config, HubConfig):  # others have what their positions are made for
+                config.check_length(length)
         except UserError:
             return False
         return True

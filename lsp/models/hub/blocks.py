@@ -13,19 +13,46 @@ from typing import Any
 import torch
 from torch import nn
 
+from lsp.core.errors import UserError
 from lsp.models.hub.documents import Documents, replace_forward
 
 
 def prepare_big_bird(model: nn.Module, documents: Documents) -> None:
-    """BigBird's blocks, in its encoder and that of BigBird-Pegasus."""
-    from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention
+    """BigBird's blocks, in its encoder and that of BigBird-Pegasus.
+
+    Rows that are too short for them are refused: the published models would change to attention of
+    all tokens to all for good.
+    """
+    from transformers.models.big_bird.modeling_big_bird import (
+        BigBirdBlockSparseAttention,
+        BigBirdModel,
+    )
     from transformers.models.bigbird_pegasus.modeling_bigbird_pegasus import (
         BigBirdPegasusBlockSparseAttention,
+        BigBirdPegasusEncoder,
     )
 
     for module in model.modules():
+        if isinstance(module, BigBirdModel | BigBirdPegasusEncoder):
+            module.set_attention_type = _Kept(module)  # type: ignore[method-assign,assignment]
         if isinstance(module, BigBirdBlockSparseAttention | BigBirdPegasusBlockSparseAttention):
             replace_forward(module, _by_blocks, documents)
+
+
+class _Kept:
+    """In the place of what would change the kind of attention."""
+
+    def __init__(self, module: Any) -> None:
+        self.config = module.config
+
+    def __call__(self, kind: str) -> None:
+        config = self.config
+        least = (5 + 2 * config.num_random_blocks) * config.block_size + 1
+        raise UserError(
+            f"rows of fewer than {least} tokens are too short for the blocks of "
+            f"model_type={config.model_type} (num_random_blocks={config.num_random_blocks}, "
+            f"block_size={config.block_size}): use longer rows, or smaller blocks"
+        )
 
 
 def _by_blocks(

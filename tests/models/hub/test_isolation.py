@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from lsp.core.errors import UserError
 from lsp.core.objectives import DECODER, NEXT_TOKEN
 from lsp.models.hub.adapter import HubModel
 from lsp.models.hub.build import build
@@ -147,3 +148,14 @@ def test_sees_nothing_later(case: tuple[str, str, dict[str, Any]]) -> None:
     assert not changed_BL[0, :5].any()
     assert not changed_BL[0, 11:].any()
     assert not changed_BL[1].any()
+
+
+@pytest.mark.parametrize("name", ["big_bird", "bigbird_pegasus"])
+def test_short_rows_do_not_change_the_kind_of_attention(name: str) -> None:
+    objective = _objectives(name)[0]
+    model = make(name, objective, {})
+    ids_BL = torch.full((1, LENGTH), 9)
+    before = hidden(model, ids_BL, torch.ones_like(ids_BL))
+    with pytest.raises(UserError, match="rows of fewer than 15 tokens"):
+        hidden(model, ids_BL[:, :8], torch.ones(1, 8, dtype=torch.long))
+    assert torch.equal(hidden(model, ids_BL, torch.ones_like(ids_BL)), before)
