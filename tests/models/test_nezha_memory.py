@@ -24,10 +24,13 @@ def tiny(residual: str, length: int, memory: dict, changes: dict) -> Nezha:
 CASES = {
     "default": {},
     "causal": {"is_decoder": True},
-    "two rows": {"rows": 2, "length": 512},
     "pieces": {"memory": {"tile_megabytes": 0.1}},
-    "vocabulary": {"vocab_size": 16000, "length": 512},
-    "untied": {"vocab_size": 16000, "length": 512, "tie_word_embeddings": False},
+    "two rows, untied, of many words": {
+        "rows": 2,
+        "length": 256,
+        "vocab_size": 16000,
+        "tie_word_embeddings": False,
+    },
     "relu, no dropout": {
         "hidden_act": "relu",
         "hidden_dropout_prob": 0.0,
