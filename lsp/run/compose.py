@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import lsp
 from lsp.core.errors import UserError, unknown_choice
+from lsp.models.hub.config import HubConfig
 from lsp.run.compose_errors import Attempt, raise_readable, unknown_key, without_hydra
 from lsp.run.config import (
     ARCHITECTURES,
@@ -54,6 +56,8 @@ CONFIGS: dict[str, type] = {
 """What each primary config in `conf/` becomes."""
 
 T = TypeVar("T")
+
+AUTO = "auto"
 
 _BESIDE = "configs of your own go into --config-dir, e.g. my_configs/optimizer/mine.yaml"
 
@@ -115,6 +119,23 @@ def compose(app: Hydra, config_name: str, overrides: Sequence[str]) -> DictConfi
     Raises:
         UserError: An override or a file cannot work.
     """
+    config = _composed(app, config_name, overrides)
+    if OmegaConf.select(config, "objective.name") != AUTO:
+        return config
+    # Composed once more, so that keys of the objective find the one that they belong to.
+    return _composed(app, config_name, [*overrides, f"objective={_usual_objective(config)}"])
+
+
+def _usual_objective(config: DictConfig) -> str:
+    """What an architecture is trained for where the user does not say."""
+    if OmegaConf.get_type(config, "architecture") is HubConfig:
+        named = {key: config.architecture[key] for key in ("model_type", "name")}
+        with suppress(UserError):  # which is told where everything else is
+            return HubConfig(**named).row.objectives[0]
+    return "causal"
+
+
+def _composed(app: Hydra, config_name: str, overrides: Sequence[str]) -> DictConfig:
     try:
         config = app.compose_config(config_name, list(overrides), RunMode.RUN)
     except Exception as error:

@@ -55,7 +55,7 @@ def test_there_is_one_primary_config_for_each_verb():
 def test_preset_composes(preset):
     config = compose_preset(preset)
     group, _, choice = preset.partition("/")
-    if group in NAMED_BY:
+    if group in NAMED_BY and preset != "objective/auto":  # which stands for another
         assert getattr(getattr(config, group), NAMED_BY[group]) == choice
     if group == "optimizer":
         assert type(config.optimizer) is OPTIMIZERS[choice]
