@@ -10,7 +10,7 @@ from lsp.core.errors import UserError
 from lsp.models.hub import feed_forward, keys, masks
 from lsp.models.hub.adapter import HubModel
 from lsp.models.hub.config import HubConfig, residuals
-from lsp.models.hub.losses import experts, parts_of
+from lsp.models.hub.losses import experts, parts_of, permutation
 from lsp.models.hub.recompute import layers_of, recompute
 from lsp.models.hub.unused import freeze_unused
 from lsp.models.memory import MemoryConfig
@@ -44,6 +44,7 @@ def build(config: HubConfig, memory: MemoryConfig | None = None) -> HubModel:
     def prepare(model: Any) -> None:
         masks.prepare(row, model, config)
         experts.prepare(model)
+        permutation.prepare(model)
         feed_forward.tile(row, model, memory)
         if memory.residual == "recomputed":
             recompute(layers_of(row, model))

@@ -241,6 +241,15 @@ def test_tiles_change_nothing(model_type: str, objective: str) -> None:
         torch.testing.assert_close(tiled_grads[name], grad, rtol=1e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize(("model_type", "objective"), FAMILIES)
+def test_weights_may_be_in_half_precision(model_type: str, objective: str) -> None:
+    hub, batch = make(model_type, objective), row_batch(objective)
+    exact = hub(**batch)[0]
+    rounded = hub.bfloat16()(**batch)[0]
+    torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0.0)
+    assert all(grad.isfinite().all() for grad in gradients(hub, rounded).values())
+
+
 @pytest.mark.parametrize(
     ("model_type", "objective"),
     [pair for pair in FAMILIES if pair[1] in (*DECODER, "permutation", "recurring_span")],

@@ -18,6 +18,24 @@ from lsp.models.hub.losses import one_by_one
 from lsp.models.hub.losses.one_by_one import Tokens
 
 
+def prepare(model: Any) -> None:
+    """Has an XLNet's positions be of the kind of its weights: published, they are always float32.
+
+    Args:
+        model: Of transformers; others stay as they are.
+    """
+    if model.config.model_type != "xlnet":
+        return
+    body = model.base_model
+    published = body.relative_positional_encoding
+
+    def of_the_weights(*args: Any, **kwargs: Any) -> torch.Tensor:
+        positions_LBD: torch.Tensor = published(*args, **kwargs)
+        return positions_LBD.to(body.dtype)
+
+    body.relative_positional_encoding = of_the_weights
+
+
 def loss(hub: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed cross-entropy of the predicted tokens, and their number.
 
@@ -66,8 +84,9 @@ def _predict(hub: Any, batch: dict[str, torch.Tensor]) -> Tokens:
         batch["input_ids"],
         batch["segment_ids"],
         batch["position_ids"],
-        perm_mask=unseen(batch["permutation"], batch["segment_ids"]),
-        target_mapping=mapping(places_BK, labels_BK, labels_BL.shape[1]),
+        # Of the kind of the weights, which they are multiplied with.
+        perm_mask=unseen(batch["permutation"], batch["segment_ids"]).to(hub.model.dtype),
+        target_mapping=mapping(places_BK, labels_BK, labels_BL.shape[1]).to(hub.model.dtype),
     )
     return Tokens(output[0], labels_BK)
 
