@@ -6,6 +6,7 @@ import torch
 from lsp.models.layers import group_attention as module
 from lsp.models.layers.dense_mega import dense_group_attention
 from lsp.models.layers.group_attention import group_attention, make_groups
+from tests.models.largest_tensor import LargestTensor
 from tests.models.layers.test_moving_average import segments
 
 torch.set_num_threads(1)
@@ -81,6 +82,20 @@ def test_pieces_are_within_their_budget(monkeypatch):
     groups = make_groups(2, 1000, ids, chunk=64, causal=False, device=torch.device("cpu"))
     widest = max(piece.keys.stop - piece.keys.start for piece in groups.pieces(2, "cpu"))
     assert widest <= module.QUERIES + 2 * 64
+
+
+@pytest.mark.parametrize("packing", ["one document", "documents"])
+def test_scores_of_chunks_do_not_grow_with_the_row_squared(packing):
+    largest = []
+    for length in (1024, 4096):
+        tensors = [x.detach().float().requires_grad_() for x in inputs(length, 15)]
+        ids = packed(packing, length)
+        groups = make_groups(2, length, ids, chunk=16, causal=False, device=torch.device("cpu"))
+        with LargestTensor() as watch:
+            out = group_attention(*tensors, groups, activation="laplace")
+            torch.autograd.grad(out.sum(), tensors)
+        largest.append(watch.largest)
+    assert largest[1] <= max(4 * largest[0], module.CPU_SCORES)
 
 
 def test_dropout_is_replayed_in_the_backward():

@@ -13,6 +13,7 @@ from lsp.models.layers.moving_average import (
     moving_average,
     state_after,
 )
+from tests.models.largest_tensor import LargestTensor
 
 torch.set_num_threads(1)
 
@@ -136,6 +137,21 @@ def test_the_state_after_a_text_goes_on():
     for t in range(x.shape[1]):
         state = state * decay[0].exp() + x[:, t, :, None]
     torch.testing.assert_close(state, whole)
+
+
+@pytest.mark.parametrize("documents", [False, True], ids=["one document", "documents"])
+def test_nothing_is_longer_than_the_row(documents):
+    """No kernel or state of the whole row: N averages of each position never exist."""
+    largest = []
+    for length in (16 * BLOCK, 64 * BLOCK):
+        x, decay, weight = torch.randn(1, length, 8), -torch.rand(2, 8, 16), torch.randn(2, 8, 16)
+        ids = (torch.arange(length) // 100 + 1)[None] if documents else None
+        tensors = [tensor.requires_grad_() for tensor in (x, decay, weight)]
+        with LargestTensor() as watch:
+            y = moving_average(*tensors, make_layout(ids, torch.float32))
+            torch.autograd.grad(y.sum(), tensors)
+        largest.append(watch.largest / length)
+    assert largest[0] >= largest[1] <= 2 * 8  # with a block more for each document
 
 
 def test_many_rows_of_decays_near_none_and_all():
