@@ -71,9 +71,9 @@ def numbers() -> torch.Tensor:
     return segments_BL
 
 
-def make(name: str, objective: str, values: dict[str, Any]) -> HubModel:
+def make(name: str, objective: str, values: dict[str, Any], attention: str = "auto") -> HubModel:
     config = resolve(
-        HubConfig(model_type=name, model_init_config=tiny(name) | values),
+        HubConfig(model_type=name, model_init_config=tiny(name) | values, attention=attention),
         vocab_size=VOCABULARY,
         sequence_length=LENGTH,
         objective=objective,
@@ -148,6 +148,19 @@ def test_sees_nothing_later(case: tuple[str, str, dict[str, Any]]) -> None:
     assert not changed_BL[0, :5].any()
     assert not changed_BL[0, 11:].any()
     assert not changed_BL[1].any()
+
+
+@pytest.mark.parametrize("name", ["bart", "bert", "gpt2", "t5"])
+def test_attention_is_the_same_however_it_is_computed(name: str) -> None:
+    found = []
+    for attention in ("lsp", "sdpa", "eager"):
+        model = make(name, _objectives(name)[0], {}, attention)
+        ids_BL = torch.arange(2 * LENGTH).view(2, LENGTH) % (VOCABULARY - 8) + 7
+        hidden_BLD = hidden(model, ids_BL, numbers())[numbers() != 0]
+        gradient = gradients(model, hidden_BLD.cos().sum())
+        found.append({"hidden": hidden_BLD.detach(), **gradient})
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["big_bird", "bigbird_pegasus"])
