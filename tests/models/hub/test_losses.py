@@ -247,6 +247,8 @@ def test_weights_may_be_in_half_precision(model_type: str, objective: str) -> No
     exact = hub(**batch)[0]
     rounded = hub.bfloat16()(**batch)[0]
     torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0.0)
+    # Sharded weights are parts of a larger tensor, which they have to remain.
+    assert {parameter.dtype for parameter in hub.parameters()} == {torch.bfloat16}
     assert all(grad.isfinite().all() for grad in gradients(hub, rounded).values())
 
 

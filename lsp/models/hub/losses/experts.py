@@ -17,6 +17,8 @@ from torch import nn
 
 from lsp.models.hub.attention import QUERIES, is_documents
 
+ROUTERS = ("SwitchTransformersTop1Router", "NllbMoeTop2Router")
+
 
 def prepare(model: nn.Module) -> None:
     """Makes every mixture of experts in a model call all of its experts, in order.
@@ -36,6 +38,23 @@ def prepare(model: nn.Module) -> None:
             _drop_by_place(module)
         elif kind == "NllbMoeSparseMLP":
             module.register_forward_pre_hook(_tell_padding)
+        elif kind in ROUTERS:
+            module.classifier.__class__ = RouterProjection  # type: ignore[union-attr, assignment]
+
+
+class RouterProjection(nn.Linear):
+    """Computes in the precision of its input, and keeps its weights in their own.
+
+    The published routers turn the weights themselves into single precision. Sharded weights are
+    parts of a larger tensor, which alone is updated: they would never learn.
+    """
+
+    def to(self, *_: Any, **__: Any) -> RouterProjection:  # type: ignore[override]
+        return self  # what moves a whole model does not come through here
+
+    def forward(self, x_XD: torch.Tensor) -> torch.Tensor:
+        bias = None if self.bias is None else self.bias.to(x_XD.dtype)
+        return F.linear(x_XD, self.weight.to(x_XD.dtype), bias)
 
 
 class PlacedDropout(nn.Dropout):
