@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lsp.core.batch import positions_from_segments
-from lsp.models.hub import masks
+from lsp.models.hub import flops, masks
 from lsp.models.hub.config import HubConfig
 from lsp.models.hub.heads import PublishedHead
 from lsp.models.hub.losses import decoding, family_of, head_of
@@ -220,14 +220,4 @@ class HubModel(LanguageModel):
 
     def flops_per_token(self, sequence_length: int) -> float:
         """See `LanguageModel`; attention counts every key that it scores."""
-        embedding = self.model.get_input_embeddings()
-        weights = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        if self.model.get_output_embeddings() is not None and not self._tied:
-            weights -= sum(p.numel() for p in embedding.parameters())
-        layers = self.config.value("num_hidden_layers") or 0
-        width = self.config.value("hidden_size") or 0
-        return 6.0 * weights + 12.0 * layers * width * sequence_length
-
-    @property
-    def _tied(self) -> bool:
-        return self.model.get_output_embeddings().weight is self.model.get_input_embeddings().weight
+        return flops.per_token(self, sequence_length)
