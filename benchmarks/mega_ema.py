@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -123,7 +124,9 @@ def main() -> None:
         "relative to the largest value. A row with documents costs the blocks one more for each "
         "document; the Fourier transform cannot tell documents apart.\n\n" + table(rows)
     )
-    print(save("mega_ema", "Moving averages of Mega", text, stamp()))
+    # Others at work on the machine do not change CPU-seconds much, but their caches do.
+    busy = {"load average at the end": f"{os.getloadavg()[1]:.1f} on {os.cpu_count()} cores"}
+    print(save("mega_ema", "Moving averages of Mega", text, stamp() | busy))
 
 
 if __name__ == "__main__":
