@@ -151,11 +151,6 @@ class HubConfig:
         return self.objective in DECODER
 
     @property
-    def causal(self) -> bool:
-        """The same, for those who do not ask for a published name."""
-        return self.is_decoder
-
-    @property
     def first_position(self) -> int:
         """Row of the position table that belongs to the first token."""
         return (self.pad_token_id or 0) + 1 if self.row.first_position else 0
