@@ -63,7 +63,7 @@ STATE = Path("checkpoints/catalog_matrix.jsonl")
 """Finished cells, a line for each; the last of a cell counts."""
 ALONE, SHARDED = ("trains", "resume"), ("zero2", "zero3")
 COLUMNS = (*ALONE, *SHARDED)
-WORKS = "works"
+WORKS, NOT_RUN = "works", "not run"
 STEPS, KILLED_AFTER = 4, 3
 LENGTH, ROWS = 128, 4
 CLOSE = 1e-4
@@ -362,6 +362,7 @@ def main() -> int:
     parser.add_argument("--columns", nargs="+", default=list(COLUMNS), choices=COLUMNS)
     parser.add_argument("--again", action="store_true", help="finished cells too")
     parser.add_argument("--save", action="store_true", help="write the table also with --only")
+    parser.add_argument("--table", action="store_true", help="run nothing, write what is finished")
     parser.add_argument("--state", type=Path, default=STATE)
     arguments = parser.parse_args()
     everything = pairs()
@@ -371,6 +372,9 @@ def main() -> int:
         if pair.name in (arguments.only or [pair.name])
         and pair.objective in (arguments.objectives or [pair.objective])
     ]
+    if arguments.table:
+        print(write(everything, finished(arguments.state)))
+        return 0
     known = {} if arguments.again else finished(arguments.state)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="lsp-matrix-") as folder:
@@ -383,24 +387,35 @@ def main() -> int:
     found = finished(arguments.state)
     seconds = time.perf_counter() - began
     print(f"{seconds:.0f} s", file=sys.stderr)
-    text = as_text(chosen if not arguments.save else everything, found)
-    print(text)
+    print(as_text(chosen, found))
     if arguments.save or not (arguments.only or arguments.objectives):
-        title = "Every architecture with each of its objectives"
-        print(save("catalog_matrix", title, text, stamp("transformers", "deepspeed")))
+        print(write(everything, found))
     keys = [(pair.name, pair.objective, column) for pair in chosen for column in arguments.columns]
     return int(any(found.get(key) != WORKS for key in keys))
+
+
+def write(shown: Sequence[Pair], found: dict[tuple[str, ...], str]) -> Path:
+    """Keeps the table."""
+    title = "Every architecture with each of its objectives"
+    return save("catalog_matrix", title, as_text(shown, found), stamp("transformers", "deepspeed"))
 
 
 def as_text(shown: Sequence[Pair], found: dict[tuple[str, ...], str]) -> str:
     """The table, and what it means."""
     rows = [
         {"architecture": pair.name, "objective": pair.objective}
-        | {c: found.get((pair.name, pair.objective, c), "not run") for c in COLUMNS}
+        | {c: found.get((pair.name, pair.objective, c), NOT_RUN) for c in COLUMNS}
         for pair in shown
     ]
-    works = sum(row[column] == WORKS for row in rows for column in COLUMNS)
-    head = TEXT.format(close=CLOSE, works=works, count=len(rows) * len(COLUMNS))
+    cells = [row[column] for row in rows for column in COLUMNS]
+    works, waiting = cells.count(WORKS), cells.count(NOT_RUN)
+    head = TEXT.format(
+        close=CLOSE,
+        works=works,
+        waiting=waiting,
+        fails=len(cells) - works - waiting,
+        count=len(cells),
+    )
     return f"{head}\n\n{table(rows)}"
 
 
@@ -412,7 +427,7 @@ in fp32 on CPU, without dropout.
   and optimizer state at the end are those of the run that was not killed, bit for bit
 - `zero2`, `zero3`: two processes with gloo; losses within {close:.0e} of one process
 
-{works} of {count} cells work."""
+Of {count} cells {works} work, {fails} do not, and {waiting} were not run."""
 
 
 if __name__ == "__main__":
