@@ -133,7 +133,7 @@ def _hub(name: str, row: HubRow) -> Entry:
         longest=row.positions if row.positions and row.table else ANY_LENGTH,
         documents=bool(row.segments),
         sequence_parallel=row.shares,
-        tiled=("head",),
+        tiled=("head", "feed-forward") if row.feed_forward else ("head",),
         kernels=KERNELS[row.segments],
         note=row.note,
     )
