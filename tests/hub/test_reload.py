@@ -60,7 +60,11 @@ def tokenizer_path(tmp_path_factory):
 def test_tokens(tokenizer_path):
     expected = _expected_tokens(tokenizer_path)
     assert len(expected["cases"]) == len(TEXTS)
-    task = {"folder": str(tokenizer_path), "opening": {"trust_remote_code": False}, "tokenizer": expected}
+    task = {
+        "folder": str(tokenizer_path),
+        "opening": {"trust_remote_code": False},
+        "tokenizer": expected,
+    }
     assert reload.token_complaints(SimpleNamespace(vocab_size=260), task) == []
     assert reload.token_complaints(SimpleNamespace(vocab_size=259), task) == [
         "the tokenizer has 260 tokens, the model only 259"

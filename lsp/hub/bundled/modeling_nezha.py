@@ -42,11 +42,11 @@ class NezhaForPreTrainingOutput(ModelOutput):
         attentions: (B, N, L, S) each.
     """
 
-    loss: torch.FloatTensor | None = None
-    prediction_logits: torch.FloatTensor | None = None
-    seq_relationship_logits: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    prediction_logits: torch.Tensor | None = None
+    seq_relationship_logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class NezhaPreTrainedModel(PreTrainedModel):
@@ -73,7 +73,7 @@ class NezhaModel(NezhaPreTrainedModel):
         """The embedding of words."""
         return self.embeddings.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replaces the embedding of words."""
         self.embeddings.word_embeddings = value
 
@@ -363,7 +363,7 @@ class NezhaForMultipleChoice(NezhaPreTrainedModel):
     ) -> Any:
         """See `NezhaModel.forward`; inputs have a second dimension for the choices."""
         given = (input_ids, attention_mask, token_type_ids, inputs_embeds)
-        choices = (input_ids if input_ids is not None else inputs_embeds).shape[1]
+        choices = next(x.shape[1] for x in (input_ids, inputs_embeds) if x is not None)
         flat = (None if x is None else x.flatten(0, 1) for x in given)
         out = self.nezha(*flat, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(out.pooler_output)).view(-1, choices)
