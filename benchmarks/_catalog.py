@@ -50,7 +50,8 @@ class Pair:
         if self.name in SIZES:
             config = registry.get(self.name).config_class(**SIZES[self.name])
             for key in filter(drops, vars(config)):
-                setattr(config, key, 0.0)
+                if not isinstance(getattr(config, key), bool):
+                    setattr(config, key, 0.0)
             return config
         kind = self.name.removesuffix(PUBLISHED)
         dropped = dict.fromkeys(filter(drops, sorted(known_keys(kind))), 0.0)

@@ -22,6 +22,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import socket
 import sys
@@ -141,7 +142,7 @@ def config_of(cell: Cell, root: Path, run_name: str) -> RunConfig:
 
 def run_cell(cell: Cell, root: Path) -> str:
     """Works, or why not."""
-    name = f"{cell.pair.name}-{cell.pair.objective}"
+    name = re.sub(r"[ ()]+", "_", f"{cell.pair.name}-{cell.pair.objective}")
     folder = root / "runs" / (name if cell.column == "trains" else f"{name}-{cell.column}")
     if int(os.environ.get("RANK", "0")) == 0:
         shutil.rmtree(folder, ignore_errors=True)
