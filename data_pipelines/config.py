@@ -39,7 +39,8 @@ class DataConfig:
             hub_dataset the optional `data_files`. `.gz` is read for text and jsonl.
         field: Name of the field or column that holds the text (jsonl, parquet, hub_dataset).
         target_field: Name of a second one, for pairs of texts (`objective=translation`): the
-            document then is the first text, eos, the second text, eos.
+            document then is the first text, eos, the second text, eos. With `best_fit` what is
+            longer than a row loses its end.
         document: What one document is in a text file: the whole `file`, a `line`, or a
             `paragraph` (lines up to a blank one).
         encoding_errors: What invalid UTF-8 becomes: `replace` (U+FFFD), `ignore` (left out),

@@ -265,6 +265,9 @@ def _pack(
     for name, split in SPLITS.items():
         order = corpus.order(split, request.seed, request.data.shuffle_documents)
         lengths = (int(corpus.lengths[document]) for document in order)
+        if request.data.target_field is not None and request.packing.strategy == "best_fit":
+            # What is behind the end of a row would begin another, and be read as a first text.
+            lengths = (min(length, request.sequence_length) for length in lengths)
         rows = pack(lengths, request.packing.strategy, request.sequence_length, multiple)
         told.stage(f"packing {name}", "rows", None)
         written, files = write_split(rows, corpus, order, layout, packed / name, told.advance)

@@ -69,6 +69,11 @@ def _check_objective(config: RunConfig) -> None:
         "e.g. data=jsonl data.field=en data.target_field=de",
     )
     require(
+        objective.name != "translation" or config.packing.strategy != "concatenate",
+        "packing=concatenate cuts pairs of texts where rows end, and objective=translation reads "
+        "whole ones: use packing=best_fit or one_per_row",
+    )
+    require(
         objective.decoder_length is None or objective.decoder_length <= config.sequence_length,
         f"objective.decoder_length={objective.decoder_length} is more than "
         f"sequence_length={config.sequence_length}: use that, less, or null",

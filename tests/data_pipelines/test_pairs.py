@@ -70,6 +70,27 @@ def test_a_pair_that_lacks_a_text_is_empty(prepare_text: Prepare, tmp_path: Path
     assert prepared.manifest["empty_documents"] == 2
 
 
+@pytest.mark.parametrize("strategy", ["best_fit", "one_per_row"])
+def test_no_rest_of_a_pair_is_read_as_another(
+    strategy: str, prepare_text: Prepare, tmp_path: Path
+) -> None:
+    pairs = [(str(n) * 20, str(n) * 40) for n in range(8)]
+    path = write_jsonl(tmp_path / "p.jsonl", pairs)
+    prepared = prepare_text(
+        sequence_length=32,
+        packing=PackingConfig(strategy=strategy),
+        source="jsonl",
+        paths=[str(path)],
+        field="en",
+        target_field="de",
+    )
+    splits = [prepared.split(name) for name in ("train", "validation")]
+    rows = [split.row(index)[0].tolist() for split in splits for index in range(len(split))]
+    assert len(rows) == 8
+    assert all(row[:21] == [row[21]] * 20 + [EOS] for row in rows)
+    assert sum(s["tokens_dropped"] for s in prepared.manifest["splits"].values()) == 8 * (62 - 32)
+
+
 def test_what_is_refused(prepare_text: Prepare, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "p.jsonl", list(PAIRS))
     values = {"source": "jsonl", "paths": [str(path)], "field": "en"}

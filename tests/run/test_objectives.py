@@ -113,6 +113,13 @@ REFUSED = {
         ["objective.corruption_rate=0.2 is not read by objective=causal", "by span_corruption"],
     ),
     "no-pairs": (["objective=translation"], ["data.field=en data.target_field=de"]),
+    "cut-pairs": (
+        [
+            *("objective=translation", "packing=concatenate", "data=jsonl"),
+            *("data.paths=[pairs.jsonl]", "data.target_field=de"),
+        ],
+        ["packing=concatenate cuts pairs", "packing=best_fit or one_per_row"],
+    ),
     "decoder-too-long": (
         ["objective=span_corruption", "objective.decoder_length=2000"],
         ["objective.decoder_length=2000", "sequence_length=1024"],
