@@ -29,8 +29,11 @@ def run_generate(config: GenerateConfig) -> int:
     prompt = _prompt(config)
     loaded = load_run(config.run, config.checkpoint)
     tokenizer = load_tokenizer(loaded)
-    prompt_ids = encode_prompt(tokenizer, prompt)
     model = loaded.model.to(choose_device(loaded.config.parallelism))
+    # What answers a prompt is a text of its own, behind a token that begins it.
+    answers = getattr(model.config, "answers", False)
+    ends = answers and loaded.config.packing.append_eos
+    prompt_ids = encode_prompt(tokenizer, prompt, ends=ends)
     samples = [
         generate_ids(
             model,
@@ -47,8 +50,6 @@ def run_generate(config: GenerateConfig) -> int:
         )
         for sample in range(config.num_samples)
     ]
-    # What answers a prompt is a text of its own, behind a token that begins it.
-    answers = getattr(model.config, "answers", False)
     before, printed = ([], "") if answers else (prompt_ids, prompt)
     room = model.config.max_positions - (len(before) or 1)
     if config.max_new_tokens > room:
@@ -88,8 +89,13 @@ def load_tokenizer(loaded: LoadedRun) -> Any:
     return AutoTokenizer.from_pretrained(path)
 
 
-def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
+def encode_prompt(tokenizer: Any, prompt: str, *, ends: bool = False) -> list[int]:
     """Tokens of a prompt; for an empty one, the token that stands between texts.
+
+    Args:
+        tokenizer: Of the run.
+        prompt: The text.
+        ends: Whether it is a whole text, as an encoder reads it, with the token that ends one.
 
     Raises:
         UserError: The prompt is empty, and the tokenizer has no such token.
@@ -103,7 +109,7 @@ def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
     unknown = ids.count(tokenizer.unk_token_id) if tokenizer.unk_token_id is not None else 0
     if unknown:
         _note(f"{unknown} of the {len(ids)} tokens of the prompt are not in the vocabulary")
-    return ids
+    return [*ids, tokenizer.eos_token_id] if ends else ids
 
 
 def text_pieces(

@@ -135,6 +135,12 @@ def test_unknown_words_are_told(capsys):
     assert "2 of the 3 tokens of the prompt are not in the vocabulary" in capsys.readouterr().err
 
 
+def test_what_an_encoder_reads_ends_as_in_training():
+    tokenizer = word_tokenizer(eos_token="<eos>")
+    assert encode_prompt(tokenizer, "one one") == [2, 2]
+    assert encode_prompt(tokenizer, "one one", ends=True) == [2, 2, 1]
+
+
 def test_nothing_to_begin_with():
     assert encode_prompt(word_tokenizer(eos_token="<eos>"), "") == [1]
     with pytest.raises(UserError, match="prompt is empty, and the tokenizer has no token"):
