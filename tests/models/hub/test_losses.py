@@ -155,6 +155,14 @@ def test_mixtral_learns_with_its_routers_loss() -> None:
     assert_same_gradients(ours, gradients(twin, loss.loss))
 
 
+def test_rows_that_fill_up_keep_no_expert_busy() -> None:
+    hub = make("mixtral", "causal")
+    batch = example("causal", LENGTH, VOCABULARY, rows=2, first_id=8)
+    filled = {name: torch.cat([x, x[:1].roll(3, 1)]) for name, x in batch.items()}
+    filled["labels"][2] = IGNORE_INDEX
+    torch.testing.assert_close(hub(**filled), hub(**batch), rtol=1e-6, atol=1e-5)
+
+
 @pytest.mark.parametrize("model_type", ["nllb-moe", "switch_transformers"])
 def test_idle_experts_have_a_gradient_of_zero(model_type: str) -> None:
     hub = make(model_type, "denoising", num_experts=8)

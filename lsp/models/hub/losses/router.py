@@ -64,6 +64,8 @@ def router_loss(
     """
     if not scores:
         return torch.zeros((), device=kept_BL.device)
+    # Rows that only fill up an evaluation are nobody's tokens.
+    kept_BL = kept_BL & (predicted_B > 0)[:, None]
     if config.model_type == "switch_transformers":
         return _switch(config, scores, kept_BL, predicted_B)
     top_k = config.num_experts_per_tok if config.model_type == "mixtral" else 2
