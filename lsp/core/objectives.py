@@ -17,7 +17,7 @@ MASKED = ("masked", *PAIRS, "replaced_token")
 DECODER = ("span_corruption", "denoising", "gap_sentences", "future_ngram", "translation")
 """An encoder reads one text and a decoder predicts another."""
 
-POSITION_WISE = (*NEXT_TOKEN, "masked", "replaced_token")
-"""All tensors of a batch have one value for each position, so rows can be shared by position."""
+POSITION_WISE = (*NEXT_TOKEN, "masked")
+"""Batch and loss have one value for each position, so rows can be shared by position."""
 
 OBJECTIVES = (*NEXT_TOKEN, *MASKED, *DECODER, "permutation", "recurring_span")
