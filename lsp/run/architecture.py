@@ -97,4 +97,6 @@ def _command(entry: Entry, named: set[str]) -> list[str]:
         words += [f"objective.decoder_start={row_of(entry.name).start}"]
     if not entry.documents:
         words += ["packing=one_per_row"]
+    if row_of(entry.name).leak:
+        words += ["verify.at_start=false"]
     return words

@@ -54,9 +54,10 @@ def certify_start(config: RunConfig, model: LanguageModel, place: Runtime) -> di
     def refuse_leaks() -> None:
         if found.leaks:
             leaks = "\n".join(f"  {leak}" for leak in found.leaks)
+            known = f"\nknown of the published code: {found.known}" if found.known else ""
             raise LeakError(
                 f"the model leaks, and is not trained (verify.at_start=false trains it all the "
-                f"same); in rows of {found.length} tokens:\n{leaks}"
+                f"same); in rows of {found.length} tokens:\n{leaks}{known}"
             )
 
     together(refuse_leaks)

@@ -299,3 +299,5 @@ def _show_problems(records: Records, console: Console) -> None:
         console.print(", ".join([*(entry[k] for k in keys if k in entry), *shared]), style="bold")
         for problem in entry["problems"]:
             print(f"  {problem}")
+        if entry["known"]:
+            print(f"  known of the published code: {entry['known']}")

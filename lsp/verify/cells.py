@@ -130,6 +130,7 @@ def record(found: Mixing, device: torch.device) -> dict[str, Any]:
         "in_time": found.causality,
         "remembered": found.memory,
         "problems": found.problems,
+        "known": found.known,
         "reaches": {
             what: sorted([source, target] for (source, target), seen in pairs.items() if seen)
             for what, pairs in found.reaches.items()

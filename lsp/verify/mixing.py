@@ -40,6 +40,8 @@ CARRIED = "of all documents"
 
 CUTS, QUICK_CUTS = (0.2, 0.7), (0.5,)
 """Where documents are cut into an earlier and a later part, as shares of their length."""
+EARLY_CUT = 0.1
+"""One more for models whose first tokens may see what those in the middle do not."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Mixing:
         leaks: What must not be.
         unseen: What must be seen and is not.
         unclear: Why nothing can be said; None where something can.
+        known: What is known of the published code that explains leaks; empty where nothing is.
     """
 
     length: int
@@ -89,6 +92,7 @@ class Mixing:
     leaks: list[Leak] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
     unclear: str | None = None
+    known: str = ""
 
     @property
     def holds(self) -> bool:
@@ -135,6 +139,7 @@ def examine(
     precision: str = "fp32",
     device: torch.device | None = None,
     quick: bool = False,
+    early: bool = False,
 ) -> Mixing:
     """Finds out which tokens of a row reach which others; changes nothing about the model.
 
@@ -152,6 +157,7 @@ def examine(
         precision: Number format of matrix products: `fp32`, `bf16`, `fp16`.
         device: Of the model; None for the host.
         quick: One row, two documents, one cut: what there is time for before every training.
+        early: Whether documents are also cut near their beginning (`EARLY_CUT`).
     """
     device = device or torch.device("cpu")
     packed: Sequence[Pieces] = (ACROSS_CHUNKS, ON_BOUNDARIES) if apart else (PADDED,)
@@ -178,7 +184,7 @@ def examine(
         _examine_documents(found, probe)
         if timed is not packed:
             probe = probe_of(rows_of(timed))
-        cuts = QUICK_CUTS if quick else CUTS
+        cuts = (*([EARLY_CUT] if early else []), *(QUICK_CUTS if quick else CUTS))
         _examine_time(found, probe, causal=causal, cuts=cuts)
         if memory_apart is not None:
             before = rows_of([BEFORE] * len(packed), seed=2)

@@ -7,8 +7,9 @@ import pytest
 import torch
 import transformers
 
+from lsp.cli.main import main
 from lsp.core.errors import UserError
-from lsp.core.exit_codes import DONE
+from lsp.core.exit_codes import DONE, LEAK
 from lsp.run.config import EvaluateConfig, ExportConfig, GenerateConfig, ImportConfig
 from lsp.run.evaluate import run_evaluate
 from lsp.run.export import run_export
@@ -17,6 +18,7 @@ from lsp.run.importing import run_import
 from lsp.run.load import load_run
 from tests.models.hub.tiny import tiny
 from tests.run.small_run import make_run
+from tests.run.tiny import words as train_words
 
 RUNS = {
     "llama": "causal",
@@ -63,6 +65,21 @@ def test_evaluates(runs, model_type, tmp_path, capsys):
     assert (result["bits_per_byte"] is not None) is (model_type == "llama")
     assert result["by_position"]
     assert "loss" in capsys.readouterr().out
+
+
+def test_a_leak_of_the_published_code_is_refused_and_explained(tmp_path, corpus, capsys):
+    typed = [
+        *train_words(tmp_path, corpus, "experiment=", "packing=one_per_row", "tokenizer=bytes"),
+        *words("prophetnet", "future_ngram"),
+        "sequence_length=64",
+        "schedule.warmup_steps=2",
+    ]
+    typed.remove("verify.at_start=false")
+    assert main(["train", *typed]) == LEAK
+    said = capsys.readouterr().err
+    assert "verify.at_start=false trains it all the same" in said
+    assert "known of the published code: as published, its relative positions" in said
+    assert "Traceback" not in said
 
 
 def test_a_discriminator_predicts_no_tokens(runs, tmp_path):

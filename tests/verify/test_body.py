@@ -57,6 +57,14 @@ def test_a_decoder_that_sees_what_it_predicts_is_found(monkeypatch: pytest.Monke
     assert any("later tokens" in str(leak) for leak in found.leaks)
 
 
+def test_what_published_prophetnet_shows_of_later_tokens_is_found_before_training() -> None:
+    """Its predicting streams (2001.04063) show it to the first tokens alone."""
+    found = certified(model_of("prophetnet", "future_ngram"))
+    assert {leak.what for leak in found.leaks} == {"values", "gradients"}
+    assert all(leak.source == "later tokens" for leak in found.leaks)
+    assert "relative positions" in found.known
+
+
 def test_tokens_are_found_where_they_are_moved_before() -> None:
     """XLNet embeds positions first, and Longformer documents in rows of their own."""
     ids_BL = torch.randint(7, VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(0))

@@ -44,6 +44,10 @@ class HubRow:
         settings: Keys that have to have these values here.
         causal_settings: Keys that have to have these values to predict the next token.
         start: Special token that texts of its decoder have to begin with, where not any will do.
+        cache: What the published body calls its argument for what it remembers of a text; empty
+            where that is not what it makes of the text when it reads it again.
+        leak: How its published code lets a position see later ones that it should not; empty where
+            it does not.
         note: What else is to be known.
     """
 
@@ -68,6 +72,8 @@ class HubRow:
     settings: Mapping[str, object] = field(default_factory=dict)
     causal_settings: Mapping[str, object] = field(default_factory=dict)
     start: str = ""
+    cache: str = "past_key_values"
+    leak: str = ""
     note: str = ""
 
     @property
@@ -142,6 +148,9 @@ _MPT_IGNORED = (
     "no_bias", "embedding_fraction", "norm_type",
 )  # fmt: skip
 ROTARY = {"table": False}
+_STREAMS_LEAK = (
+    "as published, its relative positions show the decoder's first tokens a little of later ones"
+)
 
 _ROWS = (
     _encoder(
@@ -283,6 +292,7 @@ _ROWS = (
         segments=MASK,
         layers=("attentions", "ffns"),
         feed_forward="ffns",
+        cache="cache",
     ),
     _encoder(
         "fnet",
@@ -381,6 +391,7 @@ _ROWS = (
         segments=ONE_BY_ONE,
         cost="L",
         feed_forward="",
+        cache="cache_params",
     ),
     _encoder_decoder("marian", "MarianMTModel", "translation", segments=INTERFACE),
     _encoder(
@@ -470,6 +481,7 @@ _ROWS = (
         positions="n_positions",
         segments=MASK,
         layers=("h",),
+        cache="",
     ),
     _decoder(
         "opt",
@@ -496,10 +508,11 @@ _ROWS = (
         model_type="prophetnet",
         heads=dict.fromkeys(("future_ngram", *DECODED), "ProphetNetForConditionalGeneration"),
         kind="encoder_decoder",
-        note="as published, its relative positions show a little of the decoder's later tokens",
+        leak=_STREAMS_LEAK,
         first_position="pad",
         spare_positions=1,
         feed_forward="feed_forward",
+        cache="",  # which would leave out what leaks
     ),
     _decoder("qwen2", "Qwen2ForCausalLM", **ROTARY, segments=INTERFACE),
     _encoder("rembert", "RemBertForMaskedLM", "RemBertForCausalLM", segments=MASK),
@@ -527,6 +540,7 @@ _ROWS = (
         cost="L",
         settings={"rescale_every": 0},
         feed_forward="",
+        cache="state",
     ),
     HubRow(
         model_type="splinter",
@@ -554,6 +568,7 @@ _ROWS = (
         body="decoder",
         segments=MASK,
         note="with its router's loss",
+        cache="",  # whose experts have room for so many tokens of a whole text
     ),
     _encoder_decoder(
         "t5",
@@ -590,16 +605,18 @@ _ROWS = (
         segments=MASK,
         layers=("attentions", "ffns"),
         feed_forward="ffns",
+        cache="cache",
     ),
     HubRow(
         model_type="xlm-prophetnet",
         heads=dict.fromkeys(("future_ngram", *DECODED), "ProphetNetForConditionalGeneration"),
         kind="encoder_decoder",
-        note="as published, its relative positions show a little of the decoder's later tokens",
+        leak=_STREAMS_LEAK,
         first_position="pad",
         spare_positions=1,
         config="prophetnet",
         feed_forward="feed_forward",
+        cache="",
     ),
     _encoder(
         "xlm-roberta", "XLMRobertaForMaskedLM", "XLMRobertaForCausalLM", **PAD, segments=INTERFACE
@@ -623,6 +640,7 @@ _ROWS = (
         segments=MASK,
         positions="",
         layers=("layer",),
+        cache="mems",
     ),
     _encoder(
         "yoso",
