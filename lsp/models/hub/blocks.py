@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from lsp.core.errors import UserError
@@ -119,11 +120,17 @@ def _apart(
 ) -> Any:
     published = type(body).forward
     given = {} if position_ids is None else {"position_ids": position_ids}
-    if input_ids is None or not documents.fits(input_ids.shape) or documents.alone:
+    windows = getattr(body.config, "attention_window", 1)
+    multiple = windows if isinstance(windows, int) else max(windows)
+    whole = documents.alone and multiple == 1
+    if input_ids is None or not documents.fits(input_ids.shape) or whole:
         return published(
             body, input_ids=input_ids, attention_mask=attention_mask, **given, **kwargs
         )
     rows = documents.places
+    # Where a length does not fit, published windows embed padding: a collective of weights that are
+    # sharded, in which processes whose lengths fit would not take part.
+    rows = F.pad(rows, (0, -rows.shape[1] % multiple), value=-1)
     given = {name: _gathered(x_BL, rows) for name, x_BL in given.items()}
     real_SK = (rows >= 0).long()
     output = published(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lsp.models.hub import masks
 from lsp.models.hub.table import HubRow
 from lsp.models.layers.tiling import tiled
 from lsp.models.memory import MemoryConfig
@@ -20,9 +21,16 @@ A tile is computed once more in the backward pass, beside what recomputing its l
 
 
 def tile(row: HubRow, model: nn.Module, memory: MemoryConfig) -> None:
-    """Makes the feed-forward layers of a model go through their positions in tiles."""
+    """Makes the feed-forward layers of a model go through their positions in tiles.
+
+    Where each document has a row of its own, processes have different sizes, and under sharding
+    each needs as many tiles: they are cut up only if so many are asked for.
+    """
+    published: Any = model
+    by_size = published.config.model_type not in masks.APART
     for owner, name in list(feed_forwards(row, model)):
-        setattr(owner, name, _tiled(getattr(owner, name), list(owner.parameters()), memory))
+        forward = getattr(owner, name)
+        setattr(owner, name, _tiled(forward, list(owner.parameters()), memory, by_size=by_size))
 
 
 def feed_forwards(row: HubRow, model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
@@ -38,14 +46,18 @@ def feed_forwards(row: HubRow, model: nn.Module) -> Iterator[tuple[nn.Module, st
 
 
 def _tiled(
-    forward: Callable[..., torch.Tensor], learned: list[nn.Parameter], memory: MemoryConfig
+    forward: Callable[..., torch.Tensor],
+    learned: list[nn.Parameter],
+    memory: MemoryConfig,
+    *,
+    by_size: bool,
 ) -> Callable[..., torch.Tensor]:
     width = max((max(p.shape) for p in learned if p.dim() > 1), default=0)
 
     def cut(*inputs_BLD: torch.Tensor) -> torch.Tensor:
         first_BLD = inputs_BLD[0]
         inside = first_BLD.shape[:-1].numel() * width * first_BLD.element_size()
-        tiles = _tiles(inside, memory, first_BLD.device.type)
+        tiles = _tiles(inside if by_size else 0, memory, first_BLD.device.type)
         if tiles == 1:
             return forward(*inputs_BLD)
         device = first_BLD.device
