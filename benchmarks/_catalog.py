@@ -60,8 +60,8 @@ class Pair:
 
 
 def drops(key: str) -> bool:
-    """Whether a key of a config is the probability of dropping something."""
-    return any(word in key for word in ("dropout", "pdrop", "dropatt", "layerdrop"))
+    """Whether a key of a config says how much is random in training."""
+    return any(word in key for word in ("dropout", "pdrop", "dropatt", "layerdrop", "jitter"))
 
 
 def pairs() -> list[Pair]:

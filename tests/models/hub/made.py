@@ -25,6 +25,7 @@ def make(
     length: int = LENGTH,
     tiles: int = 3,
     generator: dict[str, Any] | None = None,
+    memory: MemoryConfig | None = None,
     **init: Any,
 ) -> HubModel:
     """A model without dropout, as in evaluation; gradients come all the same."""
@@ -40,7 +41,7 @@ def make(
         special_ids=SPECIAL_IDS | {"decoder_start": SPECIAL_IDS["eos"]},
     )
     torch.manual_seed(0)
-    hub = build(config, MemoryConfig(residual="stored", head_tiles=tiles))
+    hub = build(config, memory or MemoryConfig(residual="stored", head_tiles=tiles))
     return hub.eval()
 
 
