@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from lsp.core.objectives import DECODER
 from lsp.hub.comparison import TOLERANCE, Comparison
 from lsp.hub.form import PublishedForm
 from lsp.models.transformer_xl_config import UNLIMITED
@@ -68,7 +69,7 @@ def model_card(
         f"A {form.title} language model "
         f"({evidence.config['objective']['name']}), {_origin(evidence)}. It reads "
         f"{reads}; the weights are {dtype}.\n",
-        _usage(form, config, has_tokenizer=comparison.texts > 0),
+        _usage(form, config, has_tokenizer=comparison.texts > 0, ends=_ends_texts(evidence)),
         "## Training\n\n" + _training(evidence),
         "## Data\n\n" + _data(evidence),
         "## Verification\n\n" + _verification(comparison, form),
@@ -87,7 +88,13 @@ def _origin(evidence: Evidence) -> str:
     return f"trained with `lsp` for {evidence.step:,} steps ({evidence.tokens:,} tokens){begun}"
 
 
-def _usage(form: PublishedForm, config: Any, *, has_tokenizer: bool) -> str:
+def _ends_texts(evidence: Evidence) -> bool:
+    """Whether what an encoder read ended with eos, which the tokenizer leaves to its user."""
+    packing = evidence.config.get("packing", {})
+    return evidence.config["objective"]["name"] in DECODER and packing.get("append_eos", True)
+
+
+def _usage(form: PublishedForm, config: Any, *, has_tokenizer: bool, ends: bool) -> str:
     folder, code = '"path/to/this/folder"', ""
     if form.auto_map:
         *most, last = (f"`{file.name}`" for file in form.code)
@@ -114,6 +121,9 @@ def _usage(form: PublishedForm, config: Any, *, has_tokenizer: bool) -> str:
         f"model = {model}",
         'ids = tokenizer("def ", return_tensors="pt", add_special_tokens=False).input_ids',
     ]
+    if ends:
+        lines[0:0] = ["import torch"]
+        lines.append("ids = torch.nn.functional.pad(ids, (0, 1), value=tokenizer.eos_token_id)")
     if form.generates:
         lines += ["print(tokenizer.decode(model.generate(ids, max_new_tokens=50)[0]))"]
     else:
