@@ -72,8 +72,7 @@ FAMILIES: dict[str, Family] = {
 
 def family_of(model_type: str | None, objective: str | None) -> Family | None:
     """What a model does for an objective; None where scores and labels are all there is to it."""
-    decoded = objective in (*DECODER, *NEXT_TOKEN)
-    if model_type in STREAMS and decoded:
+    if model_type in STREAMS and objective in DECODER:
         return _STREAMS
     if model_type == "mixtral" and objective in NEXT_TOKEN:
         return _ROUTED

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from lsp.models.hub import masks
 from lsp.models.hub.losses import encoder_decoder
 from lsp.models.hub.losses.one_by_one import Tokens
 
@@ -30,12 +29,12 @@ def loss(hub: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.
         hub: The model.
         batch: As for `encoder_decoder.loss`.
     """
-    return _streams_loss(hub, _decoder(hub, batch), batch["labels"])
+    return _streams_loss(hub, encoder_decoder.run(hub, batch)[1], batch["labels"])
 
 
 def predict(hub: Any, batch: dict[str, torch.Tensor]) -> Tokens:
     """What the first stream is about to say."""
-    decoder = _decoder(hub, batch)
+    _, decoder = encoder_decoder.run(hub, batch)
     return Tokens(first_stream(hub, decoder), batch["labels"])
 
 
@@ -43,23 +42,6 @@ def first_stream(hub: Any, decoder: Any) -> torch.Tensor:
     """(B, T, D) hidden states that the next token is predicted from."""
     hidden_BSD: torch.Tensor = decoder.last_hidden_state_ngram
     return hidden_BSD[:, : hidden_BSD.shape[1] // hub.model.config.ngram]
-
-
-def _decoder(hub: Any, batch: dict[str, torch.Tensor]) -> Any:
-    """The decoder's output: of the text that the encoder has read, or of its own alone."""
-    if "decoder_input_ids" in batch:
-        return encoder_decoder.run(hub, batch)[1]
-    decoder = hub.model.get_decoder()
-    given = masks.arguments(
-        hub.row,
-        decoder,
-        input_ids=batch["input_ids"],
-        segment_ids=batch["segment_ids"],
-        position_ids=batch["position_ids"],
-        causal=True,
-        config=hub.config,
-    )
-    return decoder(input_ids=batch["input_ids"], use_cache=False, return_dict=True, **given)
 
 
 def _streams_loss(
