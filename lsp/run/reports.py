@@ -149,7 +149,7 @@ REPORTS: dict[str, Callable[[Subject, EvaluateConfig], Found]] = {
 def _asked(subject: Subject, config: EvaluateConfig, name: str) -> bool:
     asked = bool(getattr(config, name))
     if asked and not subject.causal:
-        note(f"{name} is about predicting what comes next, which a masked model does not do")
+        note(f"{name} is about predicting what comes next, which this one was not trained for")
     return asked and subject.causal
 
 

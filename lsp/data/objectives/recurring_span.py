@@ -102,9 +102,8 @@ def clusters(row: Row, config: ObjectiveConfig, vocabulary: Vocabulary) -> list[
     ends_L[:-1] |= ~is_free_L[1:]
     content_L = np.append(0, np.cumsum(marks.content[ids_L]))
     found: list[Cluster] = []
-    reach_L = np.zeros(
-        len(ids_L), np.int64
-    )  # the furthest end of a longer span from here or before
+    # The furthest end of a longer span that begins here or before.
+    reach_L = np.zeros(len(ids_L), np.int64)
     recurring = list(_recurring(ids_L, row.segment_ids, is_free_L, config))
     for size, starts, cluster in reversed(recurring):
         whole = begins_L[starts] & ends_L[starts + size - 1]
