@@ -91,7 +91,7 @@ def _origin(evidence: Evidence) -> str:
 def _ends_texts(evidence: Evidence) -> bool:
     """Whether what an encoder read ended with eos, which the tokenizer leaves to its user."""
     packing = evidence.config.get("packing", {})
-    return evidence.config["objective"]["name"] in DECODER and packing.get("append_eos", True)
+    return evidence.config["objective"]["name"] in DECODER and bool(packing.get("append_eos", True))
 
 
 def _usage(form: PublishedForm, config: Any, *, has_tokenizer: bool, ends: bool) -> str:
