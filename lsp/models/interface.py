@@ -160,8 +160,19 @@ class LanguageModel(nn.Module, ABC):
             (B, V) scores of the next token.
         """
         cache.append(input_ids)
+        return self.reread(cache)
+
+    def reread(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        """Scores the token after a text, of which nothing is remembered.
+
+        Args:
+            parts: (B, T) each: the prompt, and what was written since.
+
+        Returns:
+            (B, V) scores of the next token.
+        """
         self.recall(None)
-        return self.logits(torch.cat(cache, dim=1))[:, -1]
+        return self.logits(torch.cat(parts, dim=1))[:, -1]
 
     @abstractmethod
     def flops_per_token(self, sequence_length: int) -> float:

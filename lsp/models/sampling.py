@@ -139,7 +139,7 @@ def generate_ids(
     `same_length`.
 
     A model that `config.answers` reads the prompt with an encoder, and its decoder writes another
-    text; it always remembers what the encoder has read.
+    text.
 
     Args:
         model: A causal model in evaluation mode, a `Generator`.
@@ -182,7 +182,7 @@ def generate_ids(
         "tokenizer is not that of the model",
     )
     count = min(max_new_tokens, config.max_positions - (1 if answers else length))
-    reader = model if cache or answers else Rereading(model)
+    reader = model if cache else Rereading(model)
     return _generate(reader, list(prompt_ids), count, sampling, sample, eos_id)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lsp.core.batch import positions_from_segments
-from lsp.models.hub import flops, masks
+from lsp.models.hub import caches, flops, masks
 from lsp.models.hub.config import HubConfig
 from lsp.models.hub.heads import PublishedHead
 from lsp.models.hub.losses import decoding, family_of, head_of
@@ -186,14 +186,25 @@ class HubModel(LanguageModel):
         return own | extra
 
     def new_cache(self) -> Any:
-        return decoding.Written() if decoding.decodes(self) else super().new_cache()
+        if decoding.decodes(self):
+            return decoding.Written()
+        return caches.Remembered() if caches.exact(self) else super().new_cache()
 
     @torch.no_grad()
     def step(self, input_ids: torch.Tensor, cache: Any) -> torch.Tensor:
         """See `LanguageModel`; with an encoder, it reads the prompt, and the decoder writes."""
         if decoding.decodes(self):
             return decoding.step(self, input_ids, cache)
+        if isinstance(cache, caches.Remembered):
+            return caches.step(self, input_ids, cache)
         return super().step(input_ids, cache)
+
+    def reread(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        """See `LanguageModel`; with an encoder, it reads the first part, and the decoder others."""
+        if decoding.decodes(self):
+            return decoding.reread(self, parts)
+        caches.check_room(self, sum(part.shape[1] for part in parts))
+        return super().reread(parts)
 
     @contextmanager
     def randomness(self) -> Iterator[None]:

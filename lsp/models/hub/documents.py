@@ -7,7 +7,8 @@ collective, and how many documents there are differs between processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,6 +46,25 @@ class Documents:
         """
         self.segments_BL, self.positions_BL = segments_BL, positions_BL
         self.given = documents(segments_BL, causal)
+
+    def follow(self, positions_BT: torch.Tensor | None) -> None:
+        """Says that the next forward pass has tokens behind others that are remembered.
+
+        Args:
+            positions_BT: Of these tokens; None for no such pass.
+        """
+        self.segments_BL = self.given = None
+        self.positions_BL = positions_BT
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """For a pass through rows of one document each, whose shape may happen to be the same."""
+        own = self.segments_BL, self.positions_BL, self.given
+        self.segments_BL = self.positions_BL = self.given = None
+        try:
+            yield
+        finally:
+            self.segments_BL, self.positions_BL, self.given = own
 
     @property
     def _counts(self) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -103,6 +104,8 @@ def prepare(row: HubRow, model: nn.Module, config: Any) -> None:
         # Its causal mask cannot be joined with others in place; with all masks given, both ways
         # of counting positions are the same (1906.08237, appendix A.1).
         published.transformer.attn_type = "bi"
+        # What generation remembers is all of a text; nothing else asks for it.
+        published.transformer.mem_len = published.transformer.reuse_len = 0
     if row.segments == "interface":
         _choose(model, "lsp" if config.attention == "auto" else config.attention)
 
@@ -166,6 +169,27 @@ def arguments(
     segments_BL = _numbers(input_ids, segment_ids)
     first = config.first_position if config is not None else 0
     return _side(row, model, segments_BL, position_ids, causal=causal, first=first, of=exchange)
+
+
+@contextmanager
+def following(model: nn.Module, positions_BT: torch.Tensor, first: int) -> Iterator[dict[str, Any]]:
+    """For a forward pass of one token behind those that are remembered, all of which it sees.
+
+    Args:
+        model: The body, or the decoder beside an encoder.
+        positions_BT: (B, 1) the token's positions.
+        first: Row of the position table that belongs to the first token.
+
+    Yields:
+        What the published body is given beside the token and the memory.
+    """
+    documents: Any = model.documents
+    documents.follow(positions_BT)
+    try:
+        taken = inspect.signature(model.forward).parameters
+        yield {"position_ids": positions_BT + first} if "position_ids" in taken else {}
+    finally:
+        documents.follow(None)
 
 
 def _numbers(input_ids: torch.Tensor, segment_ids: torch.Tensor | None) -> torch.Tensor:

@@ -30,18 +30,21 @@ def _type(model: nn.Module) -> str:
 
 
 def _embedded(module: Any, documents: Documents, *args: Any, **kwargs: Any) -> torch.Tensor:
-    if not documents.fits(_shape(args, kwargs)):
-        published: torch.Tensor = type(module).forward(module, *args, **kwargs)
-        return published
     positions_BL = documents.positions_BL
-    assert positions_BL is not None
+    published = type(module).forward
+    if positions_BL is None or positions_BL.shape != _shape(args, kwargs):
+        counted: torch.Tensor = published(module, *args, **kwargs)
+        return counted
     if isinstance(module, nn.Embedding):
         return nn.Embedding.forward(module, positions_BL + getattr(module, "offset", 0))
     if hasattr(module, "weights"):  # a table of sines, after that of padding
         table_PD: torch.Tensor = module.weights
         return table_PD[positions_BL + module.padding_idx + 1].detach()
-    # Sines of no table, for positions from 0 on.
-    sines_LD: torch.Tensor = type(module).forward(module, *args[:1])[0]
+    # Sines of no table, for positions from 0 on, or from the number that is remembered.
+    if not documents.fits(positions_BL.shape):
+        following_BLD: torch.Tensor = published(module, *args, **kwargs)
+        return following_BLD
+    sines_LD: torch.Tensor = published(module, *args[:1])[0]
     return sines_LD[positions_BL]
 
 

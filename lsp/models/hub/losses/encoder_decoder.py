@@ -77,13 +77,26 @@ def encode(hub: Any, input_ids: torch.Tensor, given: dict[str, Any]) -> Any:
 
 
 def decode(
-    hub: Any, input_ids: torch.Tensor, states_BLD: torch.Tensor, given: dict[str, Any]
+    hub: Any,
+    input_ids: torch.Tensor,
+    states_BLD: torch.Tensor,
+    given: dict[str, Any],
+    memory: Any = None,
 ) -> Any:
-    """The published output of the decoder for (B, T) tokens, which sees the encoder's states."""
+    """The published output of the decoder for (B, T) tokens, which sees the encoder's states.
+
+    Args:
+        hub: The model.
+        input_ids: (B, T) the decoder's tokens.
+        states_BLD: (B, L, D) the encoder's states.
+        given: Beside the tokens.
+        memory: Of the decoder's tokens before, brought up to date; None for none.
+    """
     return hub.model.get_decoder()(
         input_ids=input_ids,
         encoder_hidden_states=states_BLD,
-        use_cache=False,
+        use_cache=memory is not None,
+        past_key_values=memory,
         return_dict=True,
         **_routers(hub),
         **given,
