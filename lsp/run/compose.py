@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import lsp
 from lsp.core.errors import UserError, unknown_choice
+from lsp.models import catalog
 from lsp.models.hub.config import HubConfig
 from lsp.run.compose_errors import Attempt, raise_readable, unknown_key, without_hydra
 from lsp.run.config import (
@@ -128,11 +129,13 @@ def compose(app: Hydra, config_name: str, overrides: Sequence[str]) -> DictConfi
 
 def _usual_objective(config: DictConfig) -> str:
     """What an architecture is trained for where the user does not say."""
-    if OmegaConf.get_type(config, "architecture") is HubConfig:
+    kind = OmegaConf.get_type(config, "architecture")
+    if kind is HubConfig:
         named = {key: config.architecture[key] for key in ("model_type", "name")}
         with suppress(UserError):  # which is told where everything else is
             return HubConfig(**named).row.objectives[0]
-    return "causal"
+    names = {name for name, known in ARCHITECTURES.items() if known is kind}
+    return next((e.objectives[0] for e in catalog.NATIVE if e.name in names), "causal")
 
 
 def _composed(app: Hydra, config_name: str, overrides: Sequence[str]) -> DictConfig:

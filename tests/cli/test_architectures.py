@@ -36,6 +36,14 @@ def test_table_has_every_architecture_once(capsys):
 
 def test_native_rows_are_those_of_the_registry():
     assert {entry.name for entry in NATIVE} == set(registry.ARCHITECTURES) - {"hub"}
+    for entry in NATIVE:
+        row = registry.get(entry.name)
+        assert row.objectives(row.config_class()) == entry.objectives
+
+
+@pytest.mark.parametrize("entry", NATIVE, ids=[entry.name for entry in NATIVE])
+def test_the_first_objective_is_the_usual_one(entry):
+    assert load_train_config([entry.selected]).objective.name == entry.objectives[0]
 
 
 def test_json_is_for_programs(capsys):
