@@ -133,9 +133,9 @@ def _apart(
     rows = F.pad(rows, (0, -rows.shape[1] % multiple), value=-1)
     given = {name: _gathered(x_BL, rows) for name, x_BL in given.items()}
     real_SK = (rows >= 0).long()
-    output = published(
-        body, input_ids=_gathered(input_ids, rows), attention_mask=real_SK, **given, **kwargs
-    )
+    ids_SK = _gathered(input_ids, rows)
+    with documents.set_aside():
+        output = published(body, input_ids=ids_SK, attention_mask=real_SK, **given, **kwargs)
     hidden_SKD = output.last_hidden_state
     hidden_TD = hidden_SKD.new_zeros(input_ids.numel(), hidden_SKD.shape[-1])
     hidden_TD = hidden_TD.index_copy(0, rows[rows >= 0], hidden_SKD[rows >= 0])

@@ -134,6 +134,19 @@ def test_equals_documents_one_by_one(case: tuple[str, str, dict[str, Any]]) -> N
         assert difference < (1e-5 if rough else 1e-9) * largest, weight
 
 
+@pytest.mark.parametrize("name", ["led", "pegasus_x"])
+def test_rows_of_padding_change_nothing(name: str) -> None:
+    """As many documents as rows, one of them a whole row: the shape is that of the packed rows."""
+    model = make(name, DECODER[0], {})
+    ids_BL = torch.arange(5 * LENGTH).view(5, LENGTH) % (VOCABULARY - 8) + 7
+    segments_BL = torch.ones_like(ids_BL)
+    segments_BL[:2, 10:], segments_BL[3:] = 2, 0
+    with torch.no_grad():
+        all_BLD = hidden(model, ids_BL, segments_BL)
+        without_BLD = hidden(model, ids_BL[:3], segments_BL[:3])
+    torch.testing.assert_close(all_BLD[:3], without_BLD, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if c[1] in NEXT_TOKEN], ids=_id)
 def test_sees_nothing_later(case: tuple[str, str, dict[str, Any]]) -> None:
     """And something earlier: a changed token changes what follows it in its document alone."""
