@@ -39,8 +39,17 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("residual", RESIDUALS)
-@pytest.mark.parametrize("case", CASES)
+QUICK = (("default", "stored"), ("default", "recomputed"), ("causal, two rows", "recomputed"))
+
+
+def chosen(case: str, residual: str) -> object:
+    marks = () if (case, residual) in QUICK else pytest.mark.slow
+    return pytest.param(case, residual, marks=marks, id=f"{case}, {residual}")
+
+
+@pytest.mark.parametrize(
+    ("case", "residual"), [chosen(case, residual) for case in CASES for residual in RESIDUALS]
+)
 def test_the_estimate_is_close(tmp_path, residual, case):
     changes = dict(CASES[case])
     rows, length = changes.pop("rows", 1), changes.pop("length", 2048)
