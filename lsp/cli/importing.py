@@ -11,10 +11,7 @@ if TYPE_CHECKING:
 
 
 def run(config: ImportConfig) -> int:
-    """Refuses an architecture that is not known, then imports."""
-    from lsp.run.validate import require_architecture
-
-    require_architecture(config.architecture)
+    """Imports."""
     from lsp.run.importing import run_import
 
     return run_import(config)
@@ -31,12 +28,11 @@ VERB = Verb(
         ("a folder, for example an export", "lsp import from=exported/first_run"),
         (
             "a published Transformer-XL",
-            "lsp import from=transfo-xl/transfo-xl-wt103 architecture=transformer_xl "
-            "out=checkpoints/wt103",
+            "lsp import from=transfo-xl/transfo-xl-wt103 out=checkpoints/wt103",
         ),
         (
             "any other published architecture, as lsp architectures lists them",
-            "lsp import from=openai-community/gpt2 architecture=hub out=checkpoints/gpt2",
+            "lsp import from=openai-community/gpt2 out=checkpoints/gpt2",
         ),
         (
             "a RoBERTa, made into a Longformer for longer rows",
@@ -47,10 +43,10 @@ VERB = Verb(
     keys={
         "from": "folder or Hub name",
         "out": "folder of the run; checkpoints/<last part of from> where not given",
-        "architecture": "name of the architecture",
+        "architecture": "its name, or hub; null for what the checkpoint's model_type says",
         "sequence_length": "positions of the Longformer that a RoBERTa is made into",
         "attention_window": "of that Longformer, in all layers or [one,for,each]; 512 if null",
-        "objective": "what it goes on with (architecture=hub); null for what its head was made for",
+        "objective": "what it goes on with (of transformers); null for what its head was made for",
     },
     run=run,
     exit_codes={},

@@ -302,28 +302,28 @@ class ImportConfig:
     Attributes:
         source: Folder or Hub name of a published checkpoint; typed as `from=`.
         out: Folder of the run that is made; null is `checkpoints/<last part of source>`.
-        architecture: Name of the architecture.
+        architecture: Name of the architecture; null for what the checkpoint's `model_type` says.
         sequence_length: Positions of the Longformer that a RoBERTa is made into (2004.05150,
             section 5); null for a checkpoint that stays as it is.
         attention_window: Of that Longformer: a number, or one per layer; null is 512.
-        objective: What it goes on with, for `architecture=hub`; null for what its head was made
-            for.
+        objective: What it goes on with, for an architecture of `transformers`; null for what its
+            head was made for.
     """
 
     source: str = MISSING
     out: str | None = None
-    architecture: str = "reformer"
+    architecture: str | None = None
     sequence_length: int | None = None
     attention_window: Any = None
     objective: str | None = None
 
     def __post_init__(self) -> None:
-        for key, name in (("source", "from"), ("architecture", "architecture")):
-            value = getattr(self, key)
-            require(
-                isinstance(value, str) and bool(value.strip()),
-                f"{name}={value} must be a name or a folder, e.g. from=google/reformer-enwik8",
-            )
+        require(
+            isinstance(self.source, str) and bool(self.source.strip()),
+            f"from={self.source} must be a name or a folder, e.g. from=google/reformer-enwik8",
+        )
+        if self.architecture not in (None, *ARCHITECTURES):
+            raise unknown_choice("architecture", self.architecture, ARCHITECTURES)
         require(
             self.out is None or (isinstance(self.out, str) and bool(self.out.strip())),
             f"out={self.out} must be a folder, e.g. out=checkpoints/enwik8",
@@ -340,7 +340,7 @@ class ImportConfig:
             "e.g. attention_window=512",
         )
         require(
-            self.objective is None or self.architecture == "hub",
+            self.objective is None or self.architecture in (None, "hub"),
             f"objective={self.objective} is for architecture=hub; other checkpoints go on with "
             "what they were made for: leave it out",
         )

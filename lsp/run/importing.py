@@ -13,7 +13,7 @@ from data_pipelines.config import TokenizerConfig
 from lsp.checkpointing.files import write_tensors, write_text
 from lsp.checkpointing.snapshot import TrainState
 from lsp.checkpointing.store import CheckpointStore, write_state
-from lsp.core.errors import UserError, require
+from lsp.core.errors import UserError, require, unknown_choice
 from lsp.core.exit_codes import DONE
 from lsp.core.versions import versions
 from lsp.data.config import ObjectiveConfig
@@ -81,13 +81,14 @@ def _named(weights: tuple[str, ...]) -> str:
 
 def _read(config: ImportConfig) -> PublishedModel:
     folder = locate(config.source)
-    kind = read_published_config(folder).get("model_type")
-    if kind == roberta_conversion.MODEL_TYPE:
+    content = read_published_config(folder)
+    kind = str(content.get("model_type"))
+    architecture = config.architecture or _architecture_of(kind)
+    if architecture == longformer_config.MODEL_TYPE and kind == roberta_conversion.MODEL_TYPE:
         require(
-            config.architecture == longformer_config.MODEL_TYPE
-            and config.sequence_length is not None,
+            config.sequence_length is not None,
             f"{config.source} is a {kind}, which can be made into a longer Longformer: use "
-            "architecture=longformer sequence_length=4096",
+            "architecture=longformer sequence_length=4096, or leave both out for a RoBERTa",
         )
         assert config.sequence_length is not None
         window = config.attention_window
@@ -102,23 +103,28 @@ def _read(config: ImportConfig) -> PublishedModel:
             f"FacebookAI/roberta-base, but {config.source} is a {kind}: leave it out, or name a "
             "RoBERTa",
         )
-    if config.architecture == "hub":
-        return read_hub(
-            folder, read_published_config(folder), config.objective, RunConfig.sequence_length
-        )
+    if architecture == "hub":
+        return read_hub(folder, content, config.objective, RunConfig.sequence_length)
+    right = _architecture_of(kind)
     require(
-        kind not in ROWS or kind in {form.model_type for form in FORMS},
-        f"architecture={config.architecture}, but {config.source} is a {kind}: use "
-        "architecture=hub",
+        right == architecture,
+        f"architecture={architecture}, but {config.source} is a {kind}: use architecture={right}, "
+        "or leave it out",
     )
-    published = read_published(folder)
-    kind = published.architecture
     require(
-        kind == config.architecture,
-        f"architecture={config.architecture}, but {config.source} is a {kind}: "
-        f"use architecture={kind}",
+        config.objective is None,
+        f"objective={config.objective} is for architecture=hub, but {config.source} is a {kind}, "
+        "which goes on with what it was made for: leave it out",
     )
-    return published
+    return read_published(folder)
+
+
+def _architecture_of(kind: str) -> str:
+    """The architecture here for a published `model_type`: one written here, or the adapter."""
+    native = {form.model_type: form.architecture for form in FORMS}
+    if kind not in native and kind not in ROWS:
+        raise unknown_choice("model_type", kind, {*native, *ROWS})
+    return native.get(kind, "hub")
 
 
 def run_config(published: PublishedModel, out: Path) -> RunConfig:

@@ -14,7 +14,7 @@ from lsp.core.ranks import world_size
 from lsp.models.hub.config import HubConfig
 from lsp.models.memory import check_residual
 from lsp.run.compose import in_architecture
-from lsp.run.config import ARCHITECTURES, RunConfig
+from lsp.run.config import RunConfig
 
 if TYPE_CHECKING:
     from lsp.models.interface import Architecture
@@ -288,13 +288,3 @@ def require_run(run: str) -> None:
     if runs:
         raise unknown_choice("run", run, runs)
     raise UserError(f"run={run} is not the folder of a run, and there is none beside it")
-
-
-def require_architecture(name: str) -> None:
-    """Checks the name of an architecture.
-
-    Raises:
-        UserError: It is not known.
-    """
-    if name not in ARCHITECTURES:
-        raise unknown_choice("architecture", name, ARCHITECTURES)

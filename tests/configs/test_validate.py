@@ -7,7 +7,8 @@ import pytest
 from lsp.core.errors import UserError
 from lsp.models import registry
 from lsp.run.compose import load_train_config
-from lsp.run.validate import require_architecture, require_run, validate, validate_data
+from lsp.run.config import ImportConfig
+from lsp.run.validate import require_run, validate, validate_data
 
 HUB = "architecture=hub"
 REFUSED = {
@@ -247,6 +248,6 @@ def test_names_of_runs(tmp_path, monkeypatch):
 
 
 def test_names_of_architectures():
-    require_architecture("reformer")
+    assert ImportConfig(source="x").architecture is None
     with pytest.raises(UserError, match="did you mean 'reformer'"):
-        require_architecture("reformr")
+        ImportConfig(source="x", architecture="reformr")

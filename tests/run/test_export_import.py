@@ -220,8 +220,8 @@ def test_a_longformer_goes_out_and_comes_back(tmp_path):
     names = read_published_weights(out).keys()
     assert "lm_head.decoder.weight" not in names  # tied: one weight, written once
     with pytest.raises(UserError, match="use architecture=longformer"):
-        run_import(ImportConfig(source=str(out), out=str(back)))
-    run_import(ImportConfig(source=str(out), out=str(back), architecture="longformer"))
+        run_import(ImportConfig(source=str(out), out=str(back), architecture="reformer"))
+    run_import(ImportConfig(source=str(out), out=str(back)))
     loaded = load_run(back)
     weights = loaded.model.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
@@ -263,7 +263,7 @@ def test_a_run_goes_out_with_its_code_and_comes_back(architecture, tmp_path):
     out, back = tmp_path / "exported", tmp_path / "checkpoints" / "back"
     assert run_export(ExportConfig(run=str(config.run_dir), out=str(out))) == DONE
     assert list(out.glob("modeling_*.py"))
-    run_import(ImportConfig(source=str(out), out=str(back), architecture=architecture))
+    run_import(ImportConfig(source=str(out), out=str(back)))
     loaded = load_run(back)
     weights = loaded.model.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())

@@ -120,6 +120,20 @@ def test_a_published_longformer_in_a_pickle_with_a_window_per_layer(longformer, 
         )
 
 
+def test_a_roberta_stays_one_if_nothing_is_said(short, tmp_path, capsys):
+    out = tmp_path / "same"
+    assert main(["import", f"from={short[0]}", f"out={out}"]) == DONE
+    assert "architecture=hub" in capsys.readouterr().out
+    loaded = load_run(out)
+    assert (loaded.config.sequence_length, loaded.config.objective.name) == (POSITIONS, "masked")
+    ids = torch.arange(5, 5 + POSITIONS)[None]
+    theirs = transformers.RobertaForMaskedLM.from_pretrained(short[0]).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            loaded.model.logits(ids), theirs(ids).logits, rtol=1e-5, atol=1e-5
+        )
+
+
 TO_LONG = "architecture=longformer sequence_length=128"
 REFUSED = {
     "a-reformer-is-asked-for": (
@@ -130,14 +144,14 @@ REFUSED = {
         "reformer", "attention_window=8",
         "attention_window=8 is for making a Longformer of a RoBERTa: add architecture=longformer,",
     ),
-    "roberta-as-it-is": (
-        "roberta", "",
+    "no-length": (
+        "roberta", "architecture=longformer attention_window=8",
         "is a roberta, which can be made into a longer Longformer: use architecture=longformer "
         "sequence_length=4096",
     ),
-    "no-length": (
-        "roberta", "architecture=longformer attention_window=8",
-        "use architecture=longformer sequence_length=4096",
+    "an-objective-of-its-own": (
+        "longformer", "objective=causal",
+        "objective=causal is for architecture=hub, but {from} is a longformer",
     ),
     "a-reformer": (
         "reformer", TO_LONG, "is a reformer: leave it out, or name a RoBERTa",
