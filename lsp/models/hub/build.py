@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lsp.core.errors import UserError
+from lsp.core.errors import UserError, require
 from lsp.models.hub import feed_forward, keys, masks
 from lsp.models.hub.adapter import HubModel
 from lsp.models.hub.config import HubConfig, residuals
@@ -14,6 +14,9 @@ from lsp.models.hub.losses import experts, parts_of, permutation
 from lsp.models.hub.recompute import layers_of, recompute
 from lsp.models.hub.unused import freeze_unused
 from lsp.models.memory import MemoryConfig
+
+POOLER = "pooler"
+"""In the names of weights that belong to a head, though published bodies have them."""
 
 
 def head_class(name: str) -> Any:
@@ -74,13 +77,27 @@ def load_published(model: Any, name: str) -> None:
     """Sets the weights of a published model, but for a head that it was published without.
 
     Raises:
-        UserError: They cannot be read, or are of other shapes.
+        UserError: They cannot be read, are of other shapes, or leave some of the body out.
     """
     try:
-        source = type(model).from_pretrained(name, config=model.config, dtype=torch.float32)
+        source, told = type(model).from_pretrained(
+            name, config=model.config, dtype=torch.float32, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise UserError(
             f"architecture.name={name} has no weights that can be read: {reason}"
         ) from error
+    body = {id(parameter) for parameter in source.base_model.parameters()}
+    lost = sorted(
+        weight
+        for weight, parameter in source.named_parameters()
+        if weight in told["missing_keys"] and id(parameter) in body and POOLER not in weight
+    )
+    require(
+        not lost,
+        f"architecture.name={name} lacks {len(lost)} weights of its {type(model).__name__}, "
+        f"{lost[:1]} first, which would begin at random: use the folder of a whole model, or "
+        "architecture.weights=false",
+    )
     model.load_state_dict(source.state_dict())

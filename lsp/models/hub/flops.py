@@ -33,7 +33,7 @@ def per_token(model: Any, sequence_length: int) -> float:
     head = published.get_output_embeddings()
     if head is not None and id(head.weight) in tables:  # it reads with the table of the tokens
         weights += getattr(head.weight, "ds_numel", head.weight.numel())
-    scores = _layers(config) * _keys(config, sequence_length) * (config.value("hidden_size") or 0)
+    scores = _layers(config) * _keys(config, sequence_length) * config.value("hidden_size")
     return 6.0 * weights + 12.0 * scores
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lsp.core.errors import UserError
 from lsp.models.hub.build import begin, build
@@ -48,6 +49,16 @@ def test_a_name_gives_the_config_and_on_request_the_weights(published: Path):
         name = "model.bert.encoder.layer.0.intermediate.dense.weight"
         assert torch.equal(model.state_dict()[name], weights[name]) is alike
     assert same.state_dict().keys() == weights.keys()
+
+
+def test_weights_that_leave_some_of_the_body_out_are_refused(published: Path):
+    weights = load_file(published / "model.safetensors")
+    left_out = "bert.encoder.layer.0.intermediate.dense.weight"
+    kept = {name: weight for name, weight in weights.items() if name != left_out}
+    save_file(kept, published / "model.safetensors", metadata={"format": "pt"})
+    model = build(resolve(HubConfig(name=str(published), weights=True), objective="masked", **RUN))
+    with pytest.raises(UserError, match=f"lacks 1 weights .*{left_out}.*weights=false"):
+        begin(model, True)
 
 
 @pytest.mark.parametrize(
