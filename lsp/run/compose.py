@@ -60,6 +60,11 @@ T = TypeVar("T")
 
 AUTO = "auto"
 
+_OPEN = tuple(
+    f"architecture.{node}{end}" for node in ("model_init_config", "generator") for end in ".="
+)
+"""Tables with keys that only `transformers` knows: Hydra would ask for a plus before new ones."""
+
 _BESIDE = "configs of your own go into --config-dir, e.g. my_configs/optimizer/mine.yaml"
 
 
@@ -139,6 +144,7 @@ def _usual_objective(config: DictConfig) -> str:
 
 
 def _composed(app: Hydra, config_name: str, overrides: Sequence[str]) -> DictConfig:
+    overrides = [f"++{word}" if word.startswith(_OPEN) else word for word in overrides]
     try:
         config = app.compose_config(config_name, list(overrides), RunMode.RUN)
     except Exception as error:

@@ -124,7 +124,7 @@ def _initials(name: str) -> str:
 
 def _told(error: Exception, attempt: Attempt | None) -> UserError | None:
     if isinstance(error, OverrideParseException):
-        return _unparsable(error.override)
+        return _unparsable(error.override.removeprefix("++"))
     if isinstance(error, MissingConfigException):
         return _missing_config(error)
     if isinstance(error, yaml.MarkedYAMLError):
