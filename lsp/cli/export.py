@@ -29,7 +29,7 @@ VERB = Verb(
             "lsp export run=checkpoints/first_run out=exported/first_run",
         ),
         (
-            "a causal or reversible Longformer, a Transformer-XL, Mega or NEZHA, with its model code",
+            "a causal or reversible Longformer, a Transformer-XL, Mega or NEZHA, with its code",
             "lsp export run=checkpoints/memory out=exported/memory",
         ),
         (
