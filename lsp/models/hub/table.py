@@ -363,7 +363,7 @@ _ROWS = (
         segments=ONE_BY_ONE,
         cost="L·attention_window",
         note="as published; architecture=longformer is ours",
-        feed_forward="",  # as many tiles as its own documents make: under ZeRO-3 others wait
+        feed_forward="ff_chunk",
     ),
     _encoder_decoder(
         "longt5",
@@ -373,6 +373,7 @@ _ROWS = (
         body="decoder",
         segments=ONE_BY_ONE,
         cost="L·local_radius",
+        feed_forward="DenseReluDense",
     ),
     _encoder("luke", "LukeForMaskedLM", **PAD, segments=MASK, note="text alone, without entities"),
     _encoder_decoder(

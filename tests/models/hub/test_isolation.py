@@ -13,7 +13,6 @@ from lsp.core.objectives import DECODER, NEXT_TOKEN
 from lsp.models.hub.adapter import HubModel
 from lsp.models.hub.build import build
 from lsp.models.hub.config import HubConfig, resolve
-from lsp.models.hub.feed_forward import feed_forwards
 from lsp.models.hub.losses import decoding
 from lsp.models.hub.masks import APART
 from lsp.models.hub.table import ROWS
@@ -186,11 +185,3 @@ def test_short_rows_do_not_change_the_kind_of_attention(name: str) -> None:
     with pytest.raises(UserError, match="rows of fewer than 15 tokens"):
         hidden(model, ids_BL[:, :8], torch.ones(1, 8, dtype=torch.long))
     assert torch.equal(hidden(model, ids_BL, torch.ones_like(ids_BL)), before)
-
-
-@pytest.mark.parametrize("name", APART)
-def test_what_reads_documents_in_rows_of_their_own_is_not_tiled(name: str) -> None:
-    """The number of tiles, each of which may gather weights, would be a process's own."""
-    model = make(name, _objectives(name)[0], {})
-    side = model.model.get_encoder() if ROWS[name].kind == "encoder_decoder" else model.model
-    assert not list(feed_forwards(ROWS[name], side))
