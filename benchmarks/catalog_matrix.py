@@ -421,7 +421,7 @@ def as_text(shown: Sequence[Pair], found: dict[tuple[str, ...], str]) -> str:
 
 
 TEXT = """Each cell is `lsp train` on a tiny model and a small corpus of text, four steps of AdamW
-in fp32 on CPU, without dropout.
+in fp32 on CPU, without dropout and routers' noise.
 
 - `trains`: the losses are finite
 - `resume`: killed after the third step, the run goes on from the checkpoint of the second; weights
