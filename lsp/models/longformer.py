@@ -17,7 +17,6 @@ from torch import nn
 
 from lsp.core.batch import positions_from_segments
 from lsp.core.errors import require
-from lsp.models.interface import LanguageModel
 from lsp.models.layers.dropout import derive_seed, seeded_dropout
 from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
 from lsp.models.layers.fresh import normal_weights
@@ -35,6 +34,7 @@ from lsp.models.longformer_memory import Pass
 from lsp.models.longformer_reversible import ReversibleLayer
 from lsp.models.longformer_reversible_memory import ReversiblePass
 from lsp.models.memory import MemoryConfig, as_if
+from lsp.models.seeded import SeededModel
 
 
 class LongformerEmbeddings(nn.Module):
@@ -184,7 +184,7 @@ class LongformerHead(nn.Module):
         return loss
 
 
-class Longformer(LanguageModel):
+class Longformer(SeededModel):
     """A Longformer with its language-model head: causal where `is_decoder`, else bidirectional."""
 
     def __init__(self, config: LongformerConfig, memory: MemoryConfig | None = None) -> None:
@@ -194,7 +194,6 @@ class Longformer(LanguageModel):
         self.memory = (memory or MemoryConfig()).settled(residuals(config))
         self.longformer = LongformerModel(config, self.memory)
         self.lm_head = LongformerHead(config)
-        self._seed: int | None = None
         self.apply(partial(normal_weights, std=config.initializer_range))
         if config.pad_token_id is not None:
             with torch.no_grad():
@@ -213,13 +212,6 @@ class Longformer(LanguageModel):
         repeat_rows(table_PD[self.config.first_position :], learned)
         return ("longformer.embeddings.position_embeddings.weight",)
 
-    def begin_micro_batch(self, seed: int, first_row: int = 0) -> None:
-        """Sets the seed of the dropout masks of the next forward pass in training mode.
-
-        A pass that was given none draws one number from torch's global CPU generator.
-        """
-        self._seed = derive_seed(seed, first_row)
-
     def share_rows(self, exchange: Exchange) -> None:
         self.longformer.exchange = exchange
         for attention in self.longformer.attentions():
@@ -231,12 +223,6 @@ class Longformer(LanguageModel):
     def reversible_drift(self) -> float | None:
         error = self.longformer.encoder.drift.error
         return None if error is None else float(error)
-
-    def _take_seed(self) -> int | None:
-        if not self.training:
-            return None
-        seed, self._seed = self._seed, None
-        return int(torch.randint(2**62, ())) if seed is None else seed
 
     def forward(
         self,

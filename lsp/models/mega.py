@@ -13,7 +13,6 @@ from typing import cast
 import torch
 from torch import nn
 
-from lsp.models.interface import LanguageModel
 from lsp.models.layers.chunked_attention import compute_dtype
 from lsp.models.layers.dropout import derive_seed
 from lsp.models.layers.group_attention import make_groups
@@ -35,6 +34,7 @@ from lsp.models.mega_layers import (
 )
 from lsp.models.mega_memory import Pass
 from lsp.models.memory import MemoryConfig, as_if
+from lsp.models.seeded import SeededModel
 
 
 class MegaEmbeddings(nn.Module):
@@ -140,7 +140,7 @@ class MegaHead(nn.Module):
         return loss
 
 
-class Mega(LanguageModel):
+class Mega(SeededModel):
     """A Mega with its language-model head: causal where `is_decoder`, else bidirectional.
 
     Positions are not read: averages and chunks begin with every document.
@@ -153,7 +153,6 @@ class Mega(LanguageModel):
         self.memory = (memory or MemoryConfig()).settled(RESIDUALS)
         self.mega = MegaModel(config, self.memory)
         self.lm_head = MegaHead(config)
-        self._seed: int | None = None
         for module in self.modules():
             _initialise(module, config)
         embedding, decoder = self.mega.embedding_layer.word_embeddings, self.lm_head.decoder
@@ -163,19 +162,6 @@ class Mega(LanguageModel):
         if config.tie_word_embeddings:
             decoder.weight = embedding.weight
             embedding.waiting = decoder.waiting = WaitingGradient()
-
-    def begin_micro_batch(self, seed: int, first_row: int = 0) -> None:
-        """Sets the seed of the dropout masks of the next forward pass in training mode.
-
-        A pass that was given none draws one number from torch's global CPU generator.
-        """
-        self._seed = derive_seed(seed, first_row)
-
-    def _take_seed(self) -> int | None:
-        if not self.training:
-            return None
-        seed, self._seed = self._seed, None
-        return int(torch.randint(2**62, ())) if seed is None else seed
 
     def forward(
         self,

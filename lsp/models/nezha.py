@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from lsp.core.batch import IGNORE_INDEX
-from lsp.models.interface import LanguageModel
 from lsp.models.layers.chunks import documents
 from lsp.models.layers.dropout import derive_seed, seeded_dropout
 from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
@@ -33,6 +32,7 @@ from lsp.models.nezha_generation import step as generation_step
 from lsp.models.nezha_heads import Heads, Pooler, Predictions, pairs_loss
 from lsp.models.nezha_layers import Attention, Memo, NezhaLayer
 from lsp.models.nezha_memory import Pass
+from lsp.models.seeded import SeededModel
 
 
 class NezhaEmbeddings(nn.Module):
@@ -133,7 +133,7 @@ class NezhaModel(nn.Module):
         return hidden_BLD
 
 
-class Nezha(LanguageModel):
+class Nezha(SeededModel):
     """A NEZHA with what it is pretrained with: causal where `is_decoder`, else bidirectional."""
 
     def __init__(self, config: NezhaConfig, memory: MemoryConfig | None = None) -> None:
@@ -143,7 +143,6 @@ class Nezha(LanguageModel):
         self.memory = (memory or MemoryConfig()).settled(RESIDUALS)
         self.nezha = NezhaModel(config, self.memory)
         self.cls = Heads(config)
-        self._seed: int | None = None
         self.apply(partial(normal_weights, std=config.initializer_range))
         if config.pad_token_id is not None:
             with torch.no_grad():
@@ -158,23 +157,10 @@ class Nezha(LanguageModel):
         """From hidden states to scores of tokens."""
         return self.cls.predictions
 
-    def begin_micro_batch(self, seed: int, first_row: int = 0) -> None:
-        """Sets the seed of the dropout masks of the next forward pass in training mode.
-
-        A pass that was given none draws one number from torch's global CPU generator.
-        """
-        self._seed = derive_seed(seed, first_row)
-
     def share_rows(self, exchange: Exchange) -> None:
         self.nezha.exchange = exchange
         for attention in self.nezha.attentions():
             attention.exchange = exchange
-
-    def _take_seed(self) -> int | None:
-        if not self.training:
-            return None
-        seed, self._seed = self._seed, None
-        return int(torch.randint(2**62, ())) if seed is None else seed
 
     def forward(
         self,

@@ -18,13 +18,13 @@ from lsp.models.hub import caches, flops, masks
 from lsp.models.hub.config import HubConfig
 from lsp.models.hub.heads import PublishedHead
 from lsp.models.hub.losses import decoding, family_of, head_of
-from lsp.models.interface import LanguageModel
 from lsp.models.layers.dropout import derive_seed
 from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
 from lsp.models.memory import MemoryConfig
+from lsp.models.seeded import SeededModel
 
 
-class HubModel(LanguageModel):
+class HubModel(SeededModel):
     """A published model with its head.
 
     Args:
@@ -52,16 +52,13 @@ class HubModel(LanguageModel):
         self.family = family_of(config.model_type, config.objective)
         self.exchange: Exchange = WHOLE_ROWS
         self.rows_seed: tuple[int, int] | None = None
-        self._seed: int | None = None
 
     def begin_micro_batch(self, seed: int, first_row: int = 0) -> None:
-        """Sets the seed of everything random in the next forward pass in training mode.
-
-        A pass that was given none draws one number from torch's global CPU generator.
-        """
-        # Shares of a row have other random numbers; the first has those of whole rows.
-        own = derive_seed(seed, first_row, *([self.exchange.index] if self.exchange.index else []))
-        self._seed, self.rows_seed = own, (seed, first_row)
+        super().begin_micro_batch(seed, first_row)
+        self.rows_seed = (seed, first_row)
+        if self.exchange.index:
+            # Shares of a row have other random numbers; the first has those of whole rows.
+            self._seed = derive_seed(seed, first_row, self.exchange.index)
 
     def share_rows(self, exchange: Exchange) -> None:
         """See `LanguageModel`; attention that is looked up by name asks for the rest."""
@@ -212,12 +209,10 @@ class HubModel(LanguageModel):
 
         In evaluation nothing is random.
         """
-        if not self.training:
+        seed = self._take_seed()
+        if seed is None:
             yield
             return
-        seed, self._seed = self._seed, None
-        if seed is None:
-            seed = int(torch.randint(2**62, ()))
         device = next(self.parameters()).device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
