@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from lsp.models.layers.chunks import Window, block_sizes
 from lsp.models.layers.sliding_window import Span
 from lsp.models.longformer_config import LongformerConfig
-from lsp.models.passes import FP32, SequentialPass
+from lsp.models.passes import FP32, BertPass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pass(SequentialPass):
+class Pass(BertPass):
     """A micro-batch on its way through the model.
 
     Attributes:
@@ -25,43 +25,9 @@ class Pass(SequentialPass):
 
     config: LongformerConfig
 
-    def activation_bytes(self) -> dict[str, int]:
-        """Bytes by what they are for; their sum is the estimate of the peak."""
-        moments = {
-            "attention": self._attention_moment(),
-            "a tile of the feed-forward layer": self._feed_forward_moment(),
-            "a tile of the language-model head": self._head_moment(),
-            "the gradients of the embeddings": self._embedding_moment(),
-        }
-        # The input of the embeddings' norm, and the mask of its dropout.
-        kept = {
-            "the stream and its gradients": 3 * self._stream_bytes + self._masks(1),
-            f"what layers keep (memory={self.memory.residual})": self._kept_bytes(),
-            "the head's share of the tied weight's gradient": self._waiting_bytes,
-        }
-        return self._peak(kept, moments)
-
-    @property
-    def _stream_size(self) -> int:
-        return self.config.hidden_size
-
-    @property
-    def _inner_size(self) -> int:
-        return self.config.intermediate_size
-
-    @property
-    def _product_bytes(self) -> int:
-        """What a projection gives, or a copy of the stream in low precision."""
-        return self._positions * self.config.hidden_size * self.product
-
     @property
     def _projections(self) -> int:
         return 5 if self.config.global_tokens else 3
-
-    @property
-    def _waiting_bytes(self) -> int:
-        table = self.config.vocab_size * self.config.hidden_size
-        return FP32 * table if self.config.tie_word_embeddings else 0
 
     @property
     def _padded(self) -> bool:
@@ -80,11 +46,6 @@ class Pass(SequentialPass):
     def _heads_at_once(self) -> int:
         return self.config.num_attention_heads
 
-    def _masks(self, count: int) -> int:
-        """Dropout masks of the stream's size."""
-        dropped = self.config.hidden_dropout_prob
-        return count * self._positions * self.config.hidden_size if dropped else 0
-
     def _kept_bytes(self) -> int:
         """What is kept of all layers, but for the inputs of the last feed-forward and the head."""
         layers = self.config.num_hidden_layers
@@ -101,22 +62,6 @@ class Pass(SequentialPass):
         outputs = 1 + (self.config.global_tokens > 0) + self._padded
         kept = (self._projections + outputs) * self._product_bytes + self._bases_bytes
         return kept + self._inputs(self._projections) + self._stream_bytes + self._masks(1)
-
-    def _stored_feed_forward(self) -> int:
-        """Input, both sides of the activation, the norm's input."""
-        config = self.config
-        inside = self._positions * config.intermediate_size * self.product
-        twice = 1 if config.hidden_act == "relu" else 2
-        return twice * inside + self._inputs(1) + self._stream_bytes + self._masks(1)
-
-    def _inputs(self, projections: int) -> int:
-        """A layer's input, of which each projection keeps a copy in low precision instead."""
-        return projections * self._product_bytes if self._half else self._stream_bytes
-
-    @property
-    def _bases_bytes(self) -> int:
-        """One number of each softmax."""
-        return self._positions * self.config.num_attention_heads * FP32
 
     def _attention_moment(self) -> int:
         """Differentiating the kernel of an attention layer, or what follows it."""
@@ -164,20 +109,11 @@ class Pass(SequentialPass):
         copies = 2 if at_once == 1 and self.product == FP32 else 4
         return buffers + (copies * keys + 3 * queries) * size * self.product
 
-    def _head_moment(self) -> int:
-        config = self.config
-        tile = self._tile(self.head_tiles)
-        scores = tile * config.vocab_size
-        weights = config.hidden_size * config.vocab_size
-        # Scores, their logarithms and gradients; later the last, and the weight's gradient.
-        largest = max(scores * (2 * FP32 + self.product), scores * FP32 + FP32 * weights)
-        if not config.tie_word_embeddings and self.head_tiles > 1:
-            largest += FP32 * weights  # of the tiles before
-        inside = tile * config.hidden_size * 5 * self.stream
-        inputs = 0 if self._stored else self._stream_bytes
-        return inputs + largest + inside
+    @property
+    def _head_streams(self) -> int:
+        return 5
 
     def _embedding_moment(self) -> int:
         """The gradients of both tables, when layers keep nothing any more."""
-        tables = self.config.vocab_size + self.config.max_position_embeddings
-        return FP32 * tables * self.config.hidden_size - self._kept_bytes()
+        positions = self.config.max_position_embeddings * self.config.hidden_size
+        return super()._embedding_moment() + FP32 * positions

@@ -67,12 +67,6 @@ class ReversiblePass(Pass):
         kept += self.groups * (self._inputs(self._projections) + self._masks(1))
         return kept + self._stream_bytes
 
-    def _stored_feed_forward(self) -> int:
-        config = self.config
-        inside = self._positions * config.intermediate_size * self.product
-        twice = 1 if config.hidden_act == "relu" else 2
-        return twice * inside + self._inputs(1) + self._masks(1) + self._stream_bytes
-
     def _attention_moment(self) -> int:
         """Differentiating a group of heads, at its peak."""
         config, group = self.config, self._group_bytes
@@ -97,13 +91,7 @@ class ReversiblePass(Pass):
         return again + max(grads + kernel, 2 * group + 2 * FP32 * weights)
 
     def _feed_forward_moment(self) -> int:
-        config = self.config
-        weights = 2 * FP32 * 2 * config.hidden_size * config.intermediate_size
-        if self._stored:
-            return self._positions * config.intermediate_size * self.product + weights // 4
-        tile = self._tile(self.feed_forward_tiles)
-        inside = tile * config.intermediate_size * 3 * self.product
-        return inside + tile * config.hidden_size * 4 * self.stream + weights
+        return super()._feed_forward_moment() - (0 if self._stored else self._stream_bytes)
 
     def _head_moment(self) -> int:
         return super()._head_moment() - (0 if self._stored else self._stream_bytes)

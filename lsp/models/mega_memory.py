@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lsp.models.layers.group_attention import CPU_SCORES, GPU_SCORES, QUERIES
 from lsp.models.mega_config import MegaConfig
-from lsp.models.passes import FP32, SequentialPass
+from lsp.models.passes import SequentialPass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +46,6 @@ class Pass(SequentialPass):
     @property
     def _inner_size(self) -> int:
         return self.config.nffn_hidden_size
-
-    @property
-    def _waiting_bytes(self) -> int:
-        table = self.config.vocab_size * self.config.hidden_size
-        return FP32 * table if self.config.tie_word_embeddings else 0
 
     @property
     def _drops(self) -> bool:
@@ -102,19 +97,6 @@ class Pass(SequentialPass):
         small = count * config.shared_representation_size * 7 * self.stream
         return int(stream + inner + small) + scores
 
-    def _head_moment(self) -> int:
-        config = self.config
-        tile = self._tile(self.head_tiles)
-        scores = tile * config.vocab_size
-        weights = config.hidden_size * config.vocab_size
-        # Scores, their logarithms and gradients; later the last, and the weight's gradient.
-        largest = max(scores * (2 * FP32 + self.product), scores * FP32 + FP32 * weights)
-        if not config.tie_word_embeddings and self.head_tiles > 1:
-            largest += FP32 * weights  # of the tiles before
-        inside = tile * config.hidden_size * 3 * self.stream
-        inputs = 0 if self._stored else self._stream_bytes
-        return inputs + largest + inside
-
-    def _embedding_moment(self) -> int:
-        """The gradient of the table, when layers keep nothing any more."""
-        return FP32 * self.config.vocab_size * self.config.hidden_size - self._kept_bytes()
+    @property
+    def _head_streams(self) -> int:
+        return 3

@@ -101,10 +101,6 @@ class Pass(SequentialPass):
         return found
 
     @property
-    def _waiting_bytes(self) -> int:
-        return FP32 * self._embedding_weights if self.config.tie_word_embeddings else 0
-
-    @property
     def _beside_bytes(self) -> int:
         """Keys and values of the memory, and the distances, of one layer."""
         config, width = self.config, self._width // self.degree
@@ -201,19 +197,10 @@ class Pass(SequentialPass):
             buffers += block.heads * (self._keys + block.queries) * size * (self.product + FP32)
         return buffers + 6 * block.heads * block.queries * size * self.product
 
-    def _head_moment(self) -> int:
-        config = self.config
-        tile = self._tile(self.head_tiles)
-        scores = tile * self.head_scores
-        weights = self._embedding_weights
-        # Scores, their logarithms and gradients; later the last, and the weight's gradient.
-        largest = max(scores * (2 * FP32 + self.product), scores * FP32 + FP32 * weights)
-        if not config.tie_word_embeddings and self.head_tiles > 1:
-            largest += FP32 * weights  # of the tiles before
-        inside = tile * config.d_model * (3 if config.dropout else 2) * self.stream
-        inputs = 0 if self._stored else self._stream_bytes
-        return inputs + largest + inside
+    @property
+    def _head_scores(self) -> int:
+        return self.head_scores
 
-    def _embedding_moment(self) -> int:
-        """Gradients of the tables, when layers keep nothing any more."""
-        return FP32 * self._embedding_weights - self._kept_bytes()
+    @property
+    def _head_streams(self) -> int:
+        return 3 if self.config.dropout else 2
