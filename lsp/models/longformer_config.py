@@ -15,6 +15,7 @@ from typing import Any
 from lsp.core.errors import require, unknown_choice
 from lsp.core.objectives import NEXT_TOKEN
 from lsp.models import activations
+from lsp.models.checks import check_at_least, check_dropout, check_token_ids
 from lsp.models.published import BOOKKEEPING, known_values
 from lsp.models.shares import check_degree
 from lsp.models.vocabulary import settle_vocabulary
@@ -78,16 +79,13 @@ class LongformerConfig:
 
     def __post_init__(self) -> None:
         """Checks every field by itself; `validate` checks how they fit together."""
-        for key in (
+        check_at_least(
+            self, 1,
             "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
             "intermediate_size", "max_position_embeddings", "type_vocab_size",
-        ):  # fmt: skip
-            value = getattr(self, key)
-            require(value >= 1, f"{key}={value} has to be 1 or more")
-        for key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            value = getattr(self, key)
-            require(0 <= value < 1, f"{key}={value} has to be at least 0 and below 1, such as 0.1")
-        require(self.global_tokens >= 0, f"global_tokens={self.global_tokens} has to be 0 or more")
+        )  # fmt: skip
+        check_dropout(self, "hidden_dropout_prob", "attention_probs_dropout_prob")
+        check_at_least(self, 0, "global_tokens")
         if self.hidden_act not in activations.NAMES:
             raise unknown_choice("hidden_act", self.hidden_act, activations.NAMES)
         if self.residual not in RESIDUALS:
@@ -170,12 +168,7 @@ class LongformerConfig:
             f"global_tokens={self.global_tokens} and attention_dilation="
             f"{self.attention_dilation} cannot both be used: leave one out",
         )
-        for key in ("pad_token_id", "bos_token_id", "sep_token_id"):
-            value = getattr(self, key)
-            require(
-                value is None or 0 <= value < self.vocab_size,
-                f"{key}={value} is not below vocab_size={self.vocab_size}",
-            )
+        check_token_ids(self, "pad_token_id", "bos_token_id", "sep_token_id")
 
     def check_length(self, sequence_length: int) -> None:
         """Refuses a training length that does not fit the dilations or the positions."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from lsp.core.errors import require, unknown_choice
 from lsp.core.objectives import NEXT_TOKEN
+from lsp.models.checks import check_at_least, check_dropout, check_token_ids
 from lsp.models.published import BOOKKEEPING, known_values
 from lsp.models.shares import check_degree
 from lsp.models.vocabulary import settle_vocabulary
@@ -98,19 +99,17 @@ class MegaConfig:
 
     def __post_init__(self) -> None:
         """Checks every field by itself; `validate` checks how they fit together."""
-        for key in (
+        check_at_least(
+            self, 1,
             "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size",
             "ema_projection_size", "shared_representation_size", "nffn_hidden_size",
             "max_positions", "type_vocab_size",
-        ):  # fmt: skip
-            value = getattr(self, key)
-            require(value >= 1, f"{key}={value} has to be 1 or more")
-        for key in (
+        )  # fmt: skip
+        check_dropout(
+            self,
             "dropout_prob", "hidden_dropout_prob", "attention_probs_dropout_prob",
             "nffn_activation_dropout_prob",
-        ):  # fmt: skip
-            value = getattr(self, key)
-            require(0 <= value < 1, f"{key}={value} has to be at least 0 and below 1, such as 0.1")
+        )  # fmt: skip
         require(
             self.truncation is None or self.truncation >= 1,
             f"truncation={self.truncation} has to be 1 or more, or null for none",
@@ -174,12 +173,7 @@ class MegaConfig:
             f"chunk_size={self.chunk_size} is more than the max_positions={self.max_positions} "
             "that relative_positional_bias=simple has numbers for: raise that",
         )
-        for key in ("pad_token_id", "bos_token_id"):
-            value = getattr(self, key)
-            require(
-                value is None or 0 <= value < self.vocab_size,
-                f"{key}={value} is not below vocab_size={self.vocab_size}",
-            )
+        check_token_ids(self, "pad_token_id", "bos_token_id")
 
     def check_length(self, sequence_length: int) -> None:
         """Refuses a training length that the chunks do not divide, or the bias does not reach."""

@@ -15,6 +15,7 @@ from typing import Any
 from lsp.core.errors import require, unknown_choice
 from lsp.core.objectives import NEXT_TOKEN
 from lsp.models import activations
+from lsp.models.checks import check_at_least, check_dropout, check_token_ids
 from lsp.models.published import BOOKKEEPING, known_values
 from lsp.models.shares import check_degree
 from lsp.models.vocabulary import settle_vocabulary
@@ -79,25 +80,22 @@ class ReformerConfig:
 
     def __post_init__(self) -> None:
         """Checks every field by itself; `validate` checks how they fit together."""
-        for key in (
+        check_at_least(
+            self, 1,
             "attention_head_size", "feed_forward_size", "hidden_size", "local_attn_chunk_length",
-            "lsh_attn_chunk_length", "max_position_embeddings", "num_attention_heads",
-            "num_hashes", "vocab_size",
-        ):  # fmt: skip
-            value = getattr(self, key)
-            require(value >= 1, f"{key}={value} has to be 1 or more")
-        for key in (
+            "lsh_attn_chunk_length", "max_position_embeddings", "num_attention_heads", "num_hashes",
+            "vocab_size",
+        )  # fmt: skip
+        check_at_least(
+            self, 0,
             "chunk_size_feed_forward", "chunk_size_lm_head", "local_num_chunks_before",
             "local_num_chunks_after", "lsh_num_chunks_before", "lsh_num_chunks_after",
-        ):  # fmt: skip
-            value = getattr(self, key)
-            require(value >= 0, f"{key}={value} has to be 0 or more")
-        for key in (
+        )  # fmt: skip
+        check_dropout(
+            self,
             "hidden_dropout_prob", "local_attention_probs_dropout_prob",
             "lsh_attention_probs_dropout_prob",
-        ):  # fmt: skip
-            value = getattr(self, key)
-            require(0 <= value < 1, f"{key}={value} has to be at least 0 and below 1, such as 0.1")
+        )  # fmt: skip
         require(
             len(self.attn_layers) > 0, "attn_layers=[] has to name a layer, such as [local,lsh]"
         )
@@ -164,12 +162,7 @@ class ReformerConfig:
                     after == 0,
                     f"{kind}_num_chunks_after={after} lets a causal model see later tokens: use 0",
                 )
-        for key in ("pad_token_id", "bos_token_id"):
-            value = getattr(self, key)
-            require(
-                value is None or 0 <= value < self.vocab_size,
-                f"{key}={value} is not below vocab_size={self.vocab_size}",
-            )
+        check_token_ids(self, "pad_token_id", "bos_token_id")
 
     def check_length(self, sequence_length: int) -> None:
         """Refuses a training length that does not fit the chunks or the positions."""

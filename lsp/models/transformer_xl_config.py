@@ -13,6 +13,7 @@ from typing import Any
 
 from lsp.core.errors import require, unknown_choice
 from lsp.core.objectives import NEXT_TOKEN
+from lsp.models.checks import check_at_least, check_dropout, check_token_ids
 from lsp.models.published import BOOKKEEPING, known_values
 from lsp.models.shares import check_degree
 from lsp.models.vocabulary import settle_vocabulary
@@ -95,17 +96,12 @@ class TransformerXLConfig:
 
     def __post_init__(self) -> None:
         """Checks every field by itself; `validate` checks how they fit together."""
-        for key in (
+        check_at_least(
+            self, 1,
             "vocab_size", "d_model", "d_embed", "n_head", "d_head", "d_inner", "div_val", "n_layer",
-        ):  # fmt: skip
-            value = getattr(self, key)
-            require(value >= 1, f"{key}={value} has to be 1 or more")
-        for key in ("mem_len", "tgt_len"):
-            value = getattr(self, key)
-            require(value >= 0, f"{key}={value} has to be 0 or more")
-        for key in ("dropout", "dropatt"):
-            value = getattr(self, key)
-            require(0 <= value < 1, f"{key}={value} has to be at least 0 and below 1, such as 0.1")
+        )  # fmt: skip
+        check_at_least(self, 0, "mem_len", "tgt_len")
+        check_dropout(self, "dropout", "dropatt")
         require(
             self.attn_type in range(4),
             f"attn_type={self.attn_type} is not known: use 0 (relative, as published), 1 (learned "
@@ -217,12 +213,7 @@ class TransformerXLConfig:
             f"sample_softmax={self.sample_softmax} estimates one softmax over the vocabulary: use "
             "cutoffs=[] and div_val=1, or sample_softmax=-1",
         )
-        for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            value = getattr(self, key)
-            require(
-                not isinstance(value, int) or 0 <= value < self.vocab_size,
-                f"{key}={value} is not below vocab_size={self.vocab_size}",
-            )
+        check_token_ids(self, "pad_token_id", "bos_token_id", "eos_token_id")
 
     @staticmethod
     def fitting_cutoffs(vocab_size: int) -> list[int]:
