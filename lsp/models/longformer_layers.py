@@ -17,7 +17,7 @@ from lsp.models.layers.dropout import derive_seed
 from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
 from lsp.models.layers.global_attention import global_attention
 from lsp.models.layers.linear import HeadLinear
-from lsp.models.layers.post_norm import Intermediate, Output, feed_forward_tiles
+from lsp.models.layers.post_norm import Output, PostNormLayer
 from lsp.models.layers.sequential import Block
 from lsp.models.layers.sliding_window import (
     dilated_window_attention,
@@ -198,28 +198,8 @@ class Attention(WindowAttention, Block):
         return out_BKD
 
 
-class LongformerLayer(Block):
-    """A layer; as a block it is its feed-forward, whose parts the published names put here."""
-
-    mixes = False
+class LongformerLayer(PostNormLayer):
+    """A layer; as a block it is its feed-forward."""
 
     def __init__(self, config: LongformerConfig, layer: int, memory: MemoryConfig) -> None:
-        super().__init__()
-        self.config, self.memory = config, memory
-        self.attention = Attention(config, layer, memory)
-        self.intermediate = Intermediate(config)
-        self.output = Output(config.intermediate_size, config)
-
-    def learned(self) -> list[nn.Parameter]:
-        return [*self.intermediate.parameters(), *self.output.parameters()]
-
-    def tiles(self, x_BLD: torch.Tensor) -> list[slice]:
-        return feed_forward_tiles(x_BLD, self.config, self.memory)
-
-    def after(
-        self, mixed_BKE: torch.Tensor | None, x_BKD: torch.Tensor, memo: Memo, tile: slice
-    ) -> torch.Tensor:
-        out_BKD: torch.Tensor = self.output(
-            self.intermediate(x_BKD), x_BKD, memo.seed(memo.first + tile.start)
-        )
-        return out_BKD
+        super().__init__(config, memory, Attention(config, layer, memory))

@@ -15,7 +15,7 @@ from torch import nn
 from lsp.models.layers.clipped_attention import clipped_attention, sinusoids
 from lsp.models.layers.dropout import derive_seed
 from lsp.models.layers.exchange import WHOLE_ROWS, Exchange
-from lsp.models.layers.post_norm import Intermediate, Output, feed_forward_tiles
+from lsp.models.layers.post_norm import Output, PostNormLayer
 from lsp.models.layers.sequential import Block
 from lsp.models.layers.sight import Sight
 from lsp.models.layers.tiling import tile_spans
@@ -108,28 +108,8 @@ class Attention(Block):
         return x_BLE.unflatten(-1, (-1, self.config.head_size)).transpose(1, 2)
 
 
-class NezhaLayer(Block):
-    """A layer; as a block it is its feed-forward, whose parts the published names put here."""
-
-    mixes = False
+class NezhaLayer(PostNormLayer):
+    """A layer; as a block it is its feed-forward."""
 
     def __init__(self, config: NezhaConfig, memory: MemoryConfig) -> None:
-        super().__init__()
-        self.config, self.memory = config, memory
-        self.attention = Attention(config, memory)
-        self.intermediate = Intermediate(config)
-        self.output = Output(config.intermediate_size, config)
-
-    def learned(self) -> list[nn.Parameter]:
-        return [*self.intermediate.parameters(), *self.output.parameters()]
-
-    def tiles(self, x_BLD: torch.Tensor) -> list[slice]:
-        return feed_forward_tiles(x_BLD, self.config, self.memory)
-
-    def after(
-        self, mixed_BKE: torch.Tensor | None, x_BKD: torch.Tensor, memo: Memo, tile: slice
-    ) -> torch.Tensor:
-        out_BKD: torch.Tensor = self.output(
-            self.intermediate(x_BKD), x_BKD, memo.seed(memo.first + tile.start)
-        )
-        return out_BKD
+        super().__init__(config, memory, Attention(config, memory))

@@ -12,6 +12,7 @@ from torch import nn
 
 from lsp.models.activations import activation
 from lsp.models.layers.dropout import seeded_dropout
+from lsp.models.layers.sequential import Block
 from lsp.models.layers.tiling import tile_spans
 from lsp.models.memory import MemoryConfig
 
@@ -61,3 +62,33 @@ def feed_forward_tiles(
         wide = x_BLD.shape[0] * x_BLD.shape[1] * width * x_BLD.element_size()
         tiles = memory.tiles_for(wide, x_BLD.device.type)
     return tile_spans(x_BLD.shape[1], tiles)
+
+
+class PostNormLayer(Block):
+    """A layer; as a block it is its feed-forward, whose parts the published names put here.
+
+    What it is told for a pass has the position `first` and makes seeds with `seed`.
+    """
+
+    mixes = False
+
+    def __init__(self, config: LayerConfig, memory: MemoryConfig, attention: Block) -> None:
+        super().__init__()
+        self.config, self.memory = config, memory
+        self.attention = attention
+        self.intermediate = Intermediate(config)
+        self.output = Output(config.intermediate_size, config)
+
+    def learned(self) -> list[nn.Parameter]:
+        return [*self.intermediate.parameters(), *self.output.parameters()]
+
+    def tiles(self, x_BLD: torch.Tensor) -> list[slice]:
+        return feed_forward_tiles(x_BLD, self.config, self.memory)
+
+    def after(
+        self, mixed_BKE: torch.Tensor | None, x_BKD: torch.Tensor, memo: Any, tile: slice
+    ) -> torch.Tensor:
+        out_BKD: torch.Tensor = self.output(
+            self.intermediate(x_BKD), x_BKD, memo.seed(memo.first + tile.start)
+        )
+        return out_BKD
