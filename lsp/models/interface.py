@@ -197,6 +197,10 @@ class LanguageModel(nn.Module, ABC):
             "positions of a row; use parallelism.sequence=1",
         )
 
+    def like_stream(self, rows: int, length: int, width: int) -> torch.Tensor:
+        """Stands in for a stream (B, L, D) where only shape, type and device matter."""
+        return next(self.parameters()).new_empty(()).expand(rows, length, width)
+
     def execution_plan(self, rows: int, length: int) -> dict[str, int]:
         """In how many pieces each part computes a micro-batch, by the name of the part.
 

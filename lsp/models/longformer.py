@@ -368,13 +368,8 @@ class Longformer(SeededModel):
         """Scores of the token after `input_ids`: see `longformer_generation.step`."""
         return generation_step(self, input_ids, cache)
 
-    def _like_stream(self, rows: int, length: int) -> torch.Tensor:
-        """Something of the stream's shape, type and device that takes no memory."""
-        weight = next(self.parameters())
-        return weight.new_empty(()).expand(rows, length, self.config.hidden_size)
-
     def execution_plan(self, rows: int, length: int) -> dict[str, int]:
-        stream_BLD = self._like_stream(rows, length)
+        stream_BLD = self.like_stream(rows, length, self.config.hidden_size)
         plan = {"the head": self._head_tiles(stream_BLD)}
         for number, block in enumerate(self.longformer.encoder.blocks()):
             name = "feed_forward" if number % 2 else "attention"
@@ -389,7 +384,7 @@ class Longformer(SeededModel):
             return self._pass(rows, length, half).activation_bytes()
 
     def _pass(self, rows: int, length: int, half: bool) -> Pass:
-        stream_BLD = self._like_stream(rows, length)
+        stream_BLD = self.like_stream(rows, length, self.config.hidden_size)
         attention, feed_forward, *_ = self.longformer.encoder.blocks()
         sizes: dict[str, Any] = {
             "config": self.config,

@@ -229,13 +229,8 @@ class Mega(SeededModel):
         vocabulary, device = self.config.vocab_size, stream_BLD.device.type
         return self.memory.head_tiles_for(rows, length, width, vocabulary, device)
 
-    def _like_stream(self, rows: int, length: int) -> torch.Tensor:
-        """Something of the stream's shape, type and device that takes no memory."""
-        weight = next(self.parameters())
-        return weight.new_empty(()).expand(rows, length, self.config.hidden_size)
-
     def execution_plan(self, rows: int, length: int) -> dict[str, int]:
-        stream_BLD = self._like_stream(rows, length)
+        stream_BLD = self.like_stream(rows, length, self.config.hidden_size)
         plan = {"the head": self._head_tiles(stream_BLD)}
         for number, layer in enumerate(self.mega.parts()):
             plan[f"attention {number}"] = len(layer.mega_layer.tiles(stream_BLD))
@@ -250,7 +245,8 @@ class Mega(SeededModel):
             return self._pass(rows, length, half).activation_bytes()
 
     def _pass(self, rows: int, length: int, half: bool) -> Pass:
-        stream_BLD, layer = self._like_stream(rows, length), self.mega.parts()[0]
+        stream_BLD = self.like_stream(rows, length, self.config.hidden_size)
+        layer = self.mega.parts()[0]
         feed_forward = 1 if layer.nffn is None else len(layer.nffn.tiles(stream_BLD))
         return Pass(
             config=self.config,

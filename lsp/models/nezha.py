@@ -260,13 +260,8 @@ class Nezha(SeededModel):
         """Scores of the token after `input_ids`: see `nezha_generation.step`."""
         return generation_step(self, input_ids, cache)
 
-    def _like_stream(self, rows: int, length: int) -> torch.Tensor:
-        """Something of the stream's shape, type and device that takes no memory."""
-        weight = next(self.parameters())
-        return weight.new_empty(()).expand(rows, length, self.config.hidden_size)
-
     def execution_plan(self, rows: int, length: int) -> dict[str, int]:
-        stream_BLD = self._like_stream(rows, length)
+        stream_BLD = self.like_stream(rows, length, self.config.hidden_size)
         plan = {"the head": self._head_tiles(stream_BLD)}
         for number, block in enumerate(self.nezha.encoder.blocks()):
             name = "feed_forward" if number % 2 else "attention"
@@ -277,7 +272,7 @@ class Nezha(SeededModel):
         self, rows: int, length: int, *, half: bool = False, memory: MemoryConfig | None = None
     ) -> dict[str, int]:
         with as_if(self.memory, memory and memory.settled(RESIDUALS)):
-            stream_BLD = self._like_stream(rows, length)
+            stream_BLD = self.like_stream(rows, length, self.config.hidden_size)
             attention, feed_forward, *_ = self.nezha.encoder.blocks()
             return Pass(
                 config=self.config,

@@ -335,7 +335,7 @@ class Reformer(LanguageModel):
         return self.memory.head_tiles_for(len(stream_BLD), length, width, vocabulary, device)
 
     def execution_plan(self, rows: int, length: int) -> dict[str, int]:
-        stream_BLD = self._stream(rows, length)
+        stream_BLD = self.like_stream(rows, length, self.config.hidden_size)
         plan = {"the head": self._head_tiles(stream_BLD)}
         for number, layer in enumerate(self.reformer.encoder.stack()):
             for name, branch in layer.named_children():
@@ -351,7 +351,7 @@ class Reformer(LanguageModel):
             return self._pass(rows, length, half).activation_bytes()
 
     def _pass(self, rows: int, length: int, half: bool) -> Pass:
-        stream_BLD = self._stream(rows, length)
+        stream_BLD = self.like_stream(rows, length, self.config.hidden_size)
         layers = self.reformer.encoder.stack()
         spans = [layer.attention.groups(stream_BLD) for layer in layers]
         self.config.settle_num_buckets(length * self.reformer.exchange.degree)
@@ -369,11 +369,6 @@ class Reformer(LanguageModel):
             stream=stream_BLD.element_size(),
             product=2 if half else stream_BLD.element_size(),
         )
-
-    def _stream(self, rows: int, length: int) -> torch.Tensor:
-        """Stands in for a stream (B, L, D) where only shape, type and device matter."""
-        empty = next(self.parameters()).new_empty(())
-        return empty.expand(rows, length, self.config.hidden_size)
 
     def hidden_states(
         self,

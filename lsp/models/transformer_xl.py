@@ -209,13 +209,8 @@ class TransformerXL(LanguageModel):
             6.0 * (layers + head) + products * keys * config.n_layer * config.n_head * config.d_head
         )
 
-    def _like_stream(self, rows: int, length: int) -> torch.Tensor:
-        """Something of the stream's shape, type and device that takes no memory."""
-        weight = next(self.parameters())
-        return weight.new_empty(()).expand(rows, length, self.config.d_model)
-
     def execution_plan(self, rows: int, length: int) -> dict[str, int]:
-        stream_BLD = self._like_stream(rows, length)
+        stream_BLD = self.like_stream(rows, length, self.config.d_model)
         plan = {"the head": self._head_tiles(stream_BLD)}
         for number, module in enumerate(self.transformer.layers):
             layer = cast(TransformerXLLayer, module)
@@ -230,7 +225,7 @@ class TransformerXL(LanguageModel):
             return self._pass(rows, length, half).activation_bytes()
 
     def _pass(self, rows: int, length: int, half: bool) -> Pass:
-        stream_BLD = self._like_stream(rows, length)
+        stream_BLD = self.like_stream(rows, length, self.config.d_model)
         layer = cast(TransformerXLLayer, self.transformer.layers[0])
         return Pass(
             config=self.config,

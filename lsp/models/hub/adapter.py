@@ -219,9 +219,7 @@ class HubModel(SeededModel):
             yield
 
     def execution_plan(self, rows: int, length: int) -> dict[str, int]:
-        weight = next(self.parameters())
-        width = int(self.config.value("hidden_size"))
-        hidden_BLD = weight.new_empty(()).expand(rows, length, width)
+        hidden_BLD = self.like_stream(rows, length, int(self.config.value("hidden_size")))
         return {"the head": self.head.tiles(hidden_BLD, self.memory)}
 
     def flops_per_token(self, sequence_length: int) -> float:
