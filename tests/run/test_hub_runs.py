@@ -92,7 +92,7 @@ def test_reports_of_context_are_for_those_that_continue_texts(runs, tmp_path, ca
     config, _, _ = runs("bert")
     out = tmp_path / "result.json"
     run_evaluate(EvaluateConfig(run=str(config.run_dir), rows=2, out=str(out), context=True))
-    assert json.loads(out.read_text())["context"] == []
+    assert json.loads(out.read_text())["by_context"] == []
     assert "context is about predicting what comes next" in capsys.readouterr().err
 
 
