@@ -48,7 +48,7 @@ class HubModel(SeededModel):
         for name, part in (parts or {}).items():
             self.add_module(name, part)
         body = self.row.body or str(model.base_model_prefix)
-        self.head = head_of(model, body, config.model_type, config.objective)
+        self.head = head_of(model, body, config.objective)
         self.family = family_of(config.model_type, config.objective)
         self.exchange: Exchange = WHOLE_ROWS
         self.rows_seed: tuple[int, int] | None = None

@@ -79,16 +79,15 @@ def family_of(model_type: str | None, objective: str | None) -> Family | None:
     return FAMILIES.get(objective or "")
 
 
-def head_of(model: Any, path: str, model_type: str | None, objective: str | None) -> Head:
+def head_of(model: Any, path: str, objective: str | None) -> Head:
     """What makes scores of hidden states.
 
     Args:
         model: As published.
         path: Of its body.
-        model_type: Of the row.
         objective: What it is trained for.
     """
-    if objective in DECODER or model_type in STREAMS:
+    if objective in DECODER:
         return Projection(model)
     return PublishedHead(model, path)
 
